@@ -1,0 +1,205 @@
+"""The embedding: tapped int8 maps in, one int8 vector a grid cell out, in integers that C repeats bit for bit.
+
+Every tap passes one linear operator an axis: a box of three (the papers' 3x3 average pooling: zero padding, divisor
+always 9), then the way onto the grid: the mean over the part of the map that a cell covers where the map is finer than
+the grid, bilinear interpolation (half-pixel centres) where it is coarser. Both are rational, so the operator is a
+matrix of integers and one common denominator, and the whole embedding of a tap is
+
+    e = clamp(requantise(A_h . (q - zero_point) . A_w^T))
+
+with TFLite's own fixed-point multiplier for ``tap scale / (denominators * step)``. ``step`` is the real value of one
+unit of the embedding: the same for all taps where distances between vectors count (PatchCore), each tap's own where
+the detector whitens anyway (PaDiM).
+
+Source: PatchCore (Roth et al. 2022, section 3.1) and PaDiM (Defard et al. 2021, section III.A); the integer form is ours,
+docs/SPEC.md section "TAPS".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinyvad.errors import InputError
+from tinyvad.graph.fixed_point import multiply_by_quantized_multiplier, quantize_multiplier
+from tinyvad.graph.ir import Tensor
+
+POOL = 3
+
+
+def pool_matrix(size: int, window: int = POOL) -> np.ndarray:
+    """(size, size) int64: sums over a centred window of odd width, zeros outside; denominator ``window``."""
+    i = np.arange(size)
+    return (np.abs(i[:, None] - i[None]) <= window // 2).astype(np.int64)
+
+
+def align_matrix(size: int, grid: int) -> tuple[np.ndarray, int]:
+    """(grid, size) int64 and its denominator (every row's sum): area mean onto a coarser, bilinear onto a finer grid."""
+    if size >= grid:
+        # in units of 1 / (size * grid): cell i covers [i*size, (i+1)*size), element j covers [j*grid, (j+1)*grid)
+        i, j = np.arange(grid)[:, None], np.arange(size)[None]
+        overlap = np.minimum((i + 1) * size, (j + 1) * grid) - np.maximum(i * size, j * grid)
+        return np.maximum(overlap, 0).astype(np.int64), size
+    # in units of 1 / (2*grid): the cell's centre lies at (2i + 1) * size - grid elements
+    matrix = np.zeros((grid, size), np.int64)
+    position = np.clip((2 * np.arange(grid) + 1) * size - grid, 0, 2 * grid * (size - 1))
+    low, part = position // (2 * grid), position % (2 * grid)
+    rows = np.arange(grid)
+    matrix[rows, low] += 2 * grid - part
+    matrix[rows, np.minimum(low + 1, size - 1)] += part
+    return matrix, 2 * grid
+
+
+def tap_matrix(size: int, grid: int, pool: int = POOL) -> tuple[np.ndarray, int]:
+    """Pooling and alignment of one axis as one (grid, size) int64 matrix and its denominator."""
+    matrix, denominator = align_matrix(size, grid)
+    return matrix @ pool_matrix(size, pool), denominator * pool
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One tapped tensor and how it enters the embedding.
+
+    Attributes:
+        name: the tensor's name.
+        size: (h, w) of its map.
+        channels: its channels.
+        scale, zero_point: its int8 quantisation.
+        step: real value of one unit of this tap's part of the embedding.
+    """
+
+    name: str
+    size: tuple[int, int]
+    channels: int
+    scale: float
+    zero_point: int
+    step: float
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """From tapped maps to (n, grid_h, grid_w, D) vectors.
+
+    Attributes:
+        taps: in the order of the graph's outputs; D is the sum of their channels.
+        grid: (grid_h, grid_w).
+        pool: width of the average pooling before alignment (odd; 1 for none).
+    """
+
+    taps: tuple[Tap, ...]
+    grid: tuple[int, int]
+    pool: int = POOL
+
+    def __post_init__(self) -> None:
+        for tap in self.taps:
+            reach = 255
+            for size, grid in zip(tap.size, self.grid, strict=True):
+                reach *= tap_matrix(size, grid, self.pool)[1]
+            if reach >= 1 << 31:
+                raise InputError(
+                    f"layer {tap.name}: a {tap.size[0]}x{tap.size[1]} map is too fine for a {self.grid[0]}x{self.grid[1]} "
+                    "grid in 32-bit sums; tap a later layer or use a finer grid"
+                )
+
+    @property
+    def depth(self) -> int:
+        """D, the length of one vector."""
+        return sum(tap.channels for tap in self.taps)
+
+    @property
+    def steps(self) -> np.ndarray:
+        """(D,) float64: real value of one unit of each element."""
+        return np.concatenate([np.full(tap.channels, tap.step) for tap in self.taps])
+
+    def multiplier(self, tap: Tap) -> tuple[int, int]:
+        """Fixed-point (multiplier, shift) of scale / (denominators * step), which turns a tap's sums into units."""
+        denominator = math.prod(tap_matrix(s, g, self.pool)[1] for s, g in zip(tap.size, self.grid, strict=True))
+        return quantize_multiplier(tap.scale / (denominator * tap.step))
+
+    def integer(self, maps: Sequence[np.ndarray]) -> np.ndarray:
+        """(n, grid_h, grid_w, D) int8 from the tapped int8 maps [(n, h, w, c)]: what the device computes."""
+        parts = []
+        for tap, q in zip(self.taps, maps, strict=True):
+            rows, _ = tap_matrix(tap.size[0], self.grid[0], self.pool)
+            columns, _ = tap_matrix(tap.size[1], self.grid[1], self.pool)
+            # float64 holds these integers (< 2**31) exactly, and multiplies matrices fast
+            sums = _separable(q.astype(np.float64) - tap.zero_point, rows, columns)
+            scaled = multiply_by_quantized_multiplier(sums.astype(np.int64), *self.multiplier(tap))
+            parts.append(np.clip(scaled, -127, 127).astype(np.int8))
+        return np.concatenate(parts, axis=-1)
+
+    def real(self, maps: Sequence[np.ndarray]) -> np.ndarray:
+        """(n, grid_h, grid_w, D) float32 from tapped float maps: the same operator without rounding, for study."""
+        parts = []
+        for tap, values in zip(self.taps, maps, strict=True):
+            rows, row_denominator = tap_matrix(tap.size[0], self.grid[0], self.pool)
+            columns, column_denominator = tap_matrix(tap.size[1], self.grid[1], self.pool)
+            sums = _separable(values.astype(np.float64), rows, columns)
+            parts.append((sums / (row_denominator * column_denominator)).astype(np.float32))
+        return np.concatenate(parts, axis=-1)
+
+    def quantize_maps(self, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Float tapped maps on the taps' own int8 grids, so that a float engine meets the one integer scoring rule."""
+        return [
+            np.clip(np.rint(values / tap.scale) + tap.zero_point, -128, 127).astype(np.int8)
+            for tap, values in zip(self.taps, maps, strict=True)
+        ]
+
+
+    def sections(self) -> dict[str, np.ndarray]:
+        """Bank sections: TAPS, what the device needs, (n, 8) int32; STEP, (n, 2) float64 (scale, step)."""
+        rows = [
+            (*tap.size, tap.channels, tap.zero_point, *self.multiplier(tap), self.pool, 0) for tap in self.taps
+        ]
+        steps = [(tap.scale, tap.step) for tap in self.taps]
+        return {"TAPS": np.array(rows, np.int32), "STEP": np.array(steps, np.float64)}
+
+    @classmethod
+    def from_sections(
+        cls, sections: Mapping[str, np.ndarray], grid: tuple[int, int], names: Sequence[str]
+    ) -> Embedding:
+        """Rebuild from a bank. Raises InputError where TAPS and STEP are malformed or don't agree."""
+        rows, steps = sections.get("TAPS"), sections.get("STEP")
+        n = len(names)
+        if rows is None or rows.shape != (n, 8) or rows.dtype != np.int32:
+            raise InputError(f"bank section TAPS: expected int32 ({n}, 8) for the {n} tapped tensors")
+        if steps is None or steps.shape != (n, 2) or not (np.isfinite(steps).all() and (steps > 0).all()):
+            raise InputError(f"bank section STEP: expected positive float64 ({n}, 2)")
+        if rows[:, :3].min() < 1 or rows[:, :3].max() > 4096 or rows[0, 6] not in (1, 3, 5, 7):
+            raise InputError("bank section TAPS: map sizes, channels or pooling out of range")
+        taps = tuple(
+            Tap(name, (int(r[0]), int(r[1])), int(r[2]), float(s[0]), int(r[3]), float(s[1]))
+            for name, r, s in zip(names, rows, steps, strict=True)
+        )
+        embedding = cls(taps, grid, int(rows[0, 6]))
+        if not np.array_equal(embedding.sections()["TAPS"], rows):
+            raise InputError("bank section TAPS: multipliers do not agree with section STEP")
+        return embedding
+
+
+def _separable(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """rows (G, h) . x (n, h, w, c) . columns^T (w, G') -> (n, G, G', c)."""
+    n, h, w, c = x.shape
+    x = (rows.astype(np.float64) @ x.reshape(n, h, w * c)).reshape(n, rows.shape[0], w, c)
+    return np.matmul(columns.astype(np.float64), x)
+
+
+def make_taps(tensors: Sequence[Tensor], pooled_limits: Sequence[float], common_step: bool) -> tuple[Tap, ...]:
+    """Taps from the graph's output tensors and the largest |pooled value| of each on good images.
+
+    The step is that limit / 127 with a fifth of headroom; with ``common_step`` the largest of them serves all taps.
+    """
+    steps = [max(limit, 1e-6) * 1.2 / 127 for limit in pooled_limits]
+    if common_step:
+        steps = [max(steps)] * len(steps)
+    taps = []
+    for tensor, step in zip(tensors, steps, strict=True):
+        if tensor.quantization is None or tensor.dtype != "int8":
+            raise InputError(f"layer {tensor.name} is not an int8 tensor; tap a quantised layer")
+        _, h, w, channels = tensor.shape
+        scale, zero_point = float(tensor.quantization.scale[0]), int(tensor.quantization.zero_point[0])
+        taps.append(Tap(tensor.name, (h, w), channels, scale, zero_point, step))
+    return tuple(taps)

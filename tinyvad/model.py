@@ -1,0 +1,246 @@
+"""A build, loaded: images in, predictions out, by the one scoring rule that the device follows too.
+
+    image file --decode, integer resize--> uint8 (S, S, 3) --table--> int8 --engine--> tapped maps
+    --embedding--> int8 vectors --bank--> squared distances, integers (H, W) --maximum--> score --threshold--> label
+
+Flows in: a build folder and images. Flows out: ``Prediction``s. Whatever the engine, everything behind the tapped maps
+is the same integer code; the float engine's maps are first put on the taps' int8 grids.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyvad.bank import Bank, open_bank
+from tinyvad.detectors import Scorer, load_scorer
+from tinyvad.embedding import Embedding, align_matrix
+from tinyvad.engines import Engine, open_engine
+from tinyvad.errors import CheckFailed, InputError
+from tinyvad.images import Preprocessing, apply_table, input_table, load_images
+
+MANIFEST = "manifest.json"
+FORMAT = "tinyvad-build/1"
+SMOOTHING_SIGMA = 4.0  # pixels of the network's input, the value of the PaDiM and PatchCore papers
+BATCH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says of one image. A higher score is more anomalous (scikit-learn's sign is the opposite).
+
+    Attributes:
+        pred_score: distance of the most anomalous grid cell, real units of the detector; never rescaled.
+        pred_label: 1 anomalous, 0 normal.
+        anomaly_map: (S, S) float32, the distances on the network's input size, smoothed.
+        pred_mask: (S, S) bool, where the unsmoothed distance reaches the threshold.
+        image_path: the file, or None for an array.
+        raw_score: the integer that the device compares with its threshold.
+        grid_map: (H, W) uint32, the device's integers a cell.
+    """
+
+    pred_score: float
+    pred_label: int
+    anomaly_map: np.ndarray
+    pred_mask: np.ndarray
+    image_path: Path | None
+    raw_score: int
+    grid_map: np.ndarray
+
+
+class Model:
+    """A loaded build; make one with ``load``.
+
+    Attributes:
+        manifest: the build's manifest.json.
+        preprocessing, embedding, scorer, engine, bank: the parts, in the order in which an image meets them.
+        threshold: integer; a raw score at or above it is anomalous.
+    """
+
+    def __init__(
+        self,
+        manifest: dict[str, Any],
+        preprocessing: Preprocessing,
+        table: np.ndarray,
+        embedding: Embedding,
+        scorer: Scorer,
+        engine: Engine,
+        bank: Bank,
+    ) -> None:
+        self.manifest, self.preprocessing, self.table = manifest, preprocessing, table
+        self.embedding, self.scorer, self.engine, self.bank = embedding, scorer, engine, bank
+        self.threshold = int(manifest["thresholds"]["int8" if engine.exact else engine.name]["raw"])
+
+    @property
+    def threshold_score(self) -> float:
+        """The threshold in the units of ``pred_score``."""
+        return float(self.real(np.array(self.threshold)))
+
+    def real(self, raw: np.ndarray) -> np.ndarray:
+        """Integer scores -> distances in the detector's real units, float64."""
+        return np.sqrt(np.asarray(raw, np.float64)) * self.scorer.unit
+
+    def taps(self, images: np.ndarray) -> list[np.ndarray]:
+        """Tapped int8 maps [(n, h, w, c)] of (n, S, S, 3) uint8 images."""
+        if self.engine.exact:
+            return self.engine.features(apply_table(images, self.table))
+        floats = np.stack([self.preprocessing.float_input(image) for image in images])
+        return self.embedding.quantize_maps(self.engine.features(floats))
+
+    def grid_maps(self, images: np.ndarray) -> np.ndarray:
+        """(n, H, W) uint32: the device's integers for (n, S, S, 3) uint8 images."""
+        return self.scorer.score(self.embedding.integer(self.taps(images)))
+
+    def predict(
+        self, images: str | Path | np.ndarray | Sequence[str | Path | np.ndarray]
+    ) -> Prediction | list[Prediction]:
+        """Predict one image (a file or an (H, W, 3) uint8 array) or a list of them.
+
+        Raises:
+            InputError: an image that can't be read, by name.
+        """
+        single = isinstance(images, (str, Path)) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        sources: Sequence[Any] = [images] if single else images  # type: ignore[list-item, assignment]
+        if all(isinstance(source, (str, Path)) for source in sources):
+            results = list(self.stream([Path(source) for source in sources]))
+        else:
+            results = [self._finish(None, grid) for grid in self.grid_maps(self._arrays(sources))]
+        return results[0] if single else results
+
+    def _arrays(self, sources: Sequence[Any]) -> np.ndarray:
+        return np.stack([self.preprocessing.uint8_input(source) for source in sources])
+
+    def stream(
+        self, paths: Sequence[Path], on_error: str = "stop", skipped: list[tuple[Path, str]] | None = None
+    ) -> Iterator[Prediction]:
+        """Predictions of files in order, a batch in memory at a time; see ``load_images`` for ``on_error``."""
+        loaded = load_images(paths, self.preprocessing, on_error=on_error, skipped=skipped)
+        for batch in batches(loaded):
+            for (path, _), grid in zip(batch, self.grid_maps(np.stack([image for _, image in batch])), strict=True):
+                yield self._finish(path, grid)
+
+    def _finish(self, path: Path | None, grid: np.ndarray) -> Prediction:
+        raw = int(grid.max())
+        size = (self.preprocessing.height, self.preprocessing.width)
+        distances = self.real(grid)
+        sharp = upsample(distances[None], size, 0.0)[0]
+        over = upsample_nearest(grid >= self.threshold, size)
+        return Prediction(
+            pred_score=float(self.real(np.array(raw))),
+            pred_label=int(raw >= self.threshold),
+            anomaly_map=upsample(distances[None], size)[0],
+            pred_mask=(sharp >= self.threshold_score) | over,
+            image_path=path,
+            raw_score=raw,
+            grid_map=grid,
+        )
+
+
+def batches(items: Iterable[Any], size: int = BATCH) -> Iterator[list[Any]]:
+    """Lists of up to ``size`` items, in order."""
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def upsample_matrix(size: int, out: int, sigma: float) -> np.ndarray:
+    """(out, size) float64: bilinear interpolation (half-pixel centres), then a Gaussian of ``sigma`` output pixels.
+
+    The Gaussian has int(4 * sigma + 0.5) taps a side, borders mirrored with the edge repeated (scipy's "reflect").
+    """
+    bilinear, denominator = align_matrix(size, out)
+    matrix = bilinear / denominator
+    radius = int(4 * sigma + 0.5)
+    if radius == 0:
+        return matrix
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    taps /= taps.sum()
+    blurred = np.zeros_like(matrix)
+    for offset, tap in zip(range(-radius, radius + 1), taps, strict=True):
+        mirrored = (np.arange(out) + offset) % (2 * out)
+        blurred += tap * matrix[np.where(mirrored < out, mirrored, 2 * out - 1 - mirrored)]
+    return blurred
+
+
+def upsample(maps: np.ndarray, size: tuple[int, int], sigma: float = SMOOTHING_SIGMA) -> np.ndarray:
+    """(n, H, W) -> (n, *size) float32 anomaly maps."""
+    rows, columns = (upsample_matrix(s, o, sigma) for s, o in zip(maps.shape[1:], size, strict=True))
+    return (rows @ maps @ columns.T).astype(np.float32)
+
+
+def upsample_nearest(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) -> size, each cell's value over its area."""
+    rows, columns = (np.arange(o) * g // o for g, o in zip(grid.shape, size, strict=True))
+    return grid[rows][:, columns]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A build's manifest.json.
+
+    Raises:
+        InputError: no build there, or one of another format.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} is not a build: it has no {MANIFEST}; make one with `tinyvad build`") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}; make the build again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise InputError(f"{path}: format {found!r}, this tinyvad reads {FORMAT!r}; make the build again")
+    return manifest
+
+
+def load(build: str | Path, engine: str = "int8") -> Model:
+    """Load a build.
+
+    Args:
+        build: the folder that ``tinyvad build`` wrote.
+        engine: 'int8' (exact, what the device computes), 'onnx' (float), 'litert' or 'tflm' (other exact oracles).
+
+    Raises:
+        InputError: not a build, a malformed or changed file (named), an engine that is not installed.
+        CheckFailed: the bank was fitted on another backbone.
+    """
+    folder = Path(build)
+    manifest = read_manifest(folder)
+    bank = open_bank(folder / "bank.tvb")
+    try:
+        backbone = (folder / "backbone.tflite").read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {folder / 'backbone.tflite'}: {error.strerror}; make the build again") from error
+    crc = zlib.crc32(backbone)
+    if crc != bank.header.backbone_crc32:
+        raise CheckFailed(
+            f"{folder / 'bank.tvb'} was fitted on backbone {bank.header.backbone_crc32:08x}, but backbone.tflite is "
+            f"{crc:08x}; use the files of one build"
+        )
+    try:
+        preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
+        quantization = manifest["backbone"]["input_quantization"]
+        table = input_table(preprocessing.mean, preprocessing.std, quantization["scale"], quantization["zero_point"])
+        names = manifest["backbone"]["layers"]
+        embedding = Embedding.from_sections(bank.sections, bank.header.grid_size, names)
+        scorer = load_scorer(bank, embedding.depth)
+        return Model(manifest, preprocessing, table, embedding, scorer, open_engine(engine, folder), bank)
+    except KeyError as error:
+        raise InputError(f"{folder / MANIFEST}: field {error} is missing; make the build again") from error
+
+
+def scores_equal(a: np.ndarray, b: np.ndarray) -> int:
+    """Number of integers in which two arrays of one shape differ."""
+    return int(np.count_nonzero(a != b)) if a.shape == b.shape else math.prod(a.shape)
