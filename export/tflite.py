@@ -16,10 +16,11 @@ from typing import Any
 import flatbuffers
 import numpy as np
 import tflite
-from tinyvad.export.tflite_pads import NO_PADS, fresh_name, lower_pads
 
 from tinyvad.errors import InputError
 from tinyvad.graph.ir import Graph, Node, Tensor
+
+from .tflite_pads import NO_PADS, fresh_name, lower_pads
 
 __all__ = ["lower_pads", "to_tflite"]
 
@@ -47,9 +48,10 @@ _OPERATORS: dict[str, tuple[str, str, int, int]] = {
     "quantize": ("QUANTIZE", "QuantizeOptions", 1, 1),
     "dequantize": ("DEQUANTIZE", "DequantizeOptions", 1, 2),
 }
-# TFLite's kernels copy these values, so input and output must share scale and zero point. (Reshape too, but published
-# files have one in front of the logits whose two sides differ; what they compute is the copy.)
-_COPIES_VALUES = ("average_pool", "max_pool", "pad", "resize_nearest", "concat")
+# TFLite's kernels copy these values, so input and output must share scale and zero point. (TFLM's relu6 copies too,
+# where LiteRT's rescales. Reshape copies as well, but published files have one in front of the logits whose two sides
+# differ; what they compute is the copy.)
+_COPIES_VALUES = ("average_pool", "max_pool", "pad", "resize_nearest", "concat", "relu6")
 _EXTRA_NAMES = {"pad": "paddings", "mean": "axes", "resize_nearest": "size", "reshape": "shape"}
 _TYPES = {"float32": "FLOAT32", "int8": "INT8", "uint8": "UINT8", "int32": "INT32"}
 _ACTIVATIONS = {"none": "NONE", "relu": "RELU", "relu6": "RELU6"}

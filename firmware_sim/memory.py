@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinyvad.errors import InputError
 from tinyvad.firmware_sim import tflm_kernels
+
+from tinyvad.errors import InputError
 from tinyvad.graph.tflite_file import TfliteFile, TfliteTensor, read_tflite
 
 ALIGNMENT = 16  # MicroArenaBufferAlignment()
@@ -172,7 +173,7 @@ def tflite_buffers(file: TfliteFile) -> list[Buffer]:
             name = tensor.name or f"tensor {tensor.index}"
             buffers.append(Buffer(name, nbytes, first[tensor.index], last[tensor.index], offline[tensor.index]))
     for op in file.operators:
-        for n, nbytes in enumerate(tflm_kernels.scratch_nbytes(file, op, pointer=8)):
+        for n, nbytes in enumerate(tflm_kernels.scratch_nbytes(file, op)):
             name = f"scratch {n} of {op.op} {op.index}"
             buffers.append(Buffer(name, nbytes, op.index + 1, op.index + 1, owner="scratch"))
     return buffers
@@ -247,7 +248,10 @@ def _offline_offsets(file: TfliteFile) -> list[int | None]:
             f"{file.path_name}: metadata {_OFFLINE_PLAN} has {max(len(values) - 3, 0)} offsets for "
             f"{len(file.tensors)} tensors; remove it or plan again"
         )
-    return [None if offset == -1 else offset for offset in values[3 : 3 + len(file.tensors)]]
+    offsets = values[3 : 3 + len(file.tensors)]
+    if min(offsets, default=0) < -1:
+        raise InputError(f"{file.path_name}: metadata {_OFFLINE_PLAN} has the offset {min(offsets)}; plan again")
+    return [None if offset == -1 else offset for offset in offsets]
 
 
 # Bytes of the allocator, planner and builtin-data objects that TFLM puts at the end of the arena: measured on
@@ -262,6 +266,8 @@ def _tail(file: TfliteFile, pointer: int) -> dict[str, int]:
 
     def allocate(bucket: str, nbytes: int, alignment: int = ALIGNMENT) -> None:
         nonlocal top
+        if nbytes == 0:
+            return
         grown = align(top + nbytes, alignment)
         used[bucket] = used.get(bucket, 0) + grown - top
         top = grown
@@ -275,12 +281,11 @@ def _tail(file: TfliteFile, pointer: int) -> dict[str, int]:
     for kernel in kernels:
         allocate("op_data", kernel.data_64 if pointer == 8 else kernel.data_32)
     for op in file.operators:
-        bucket = "op_data" if op.op in ("SOFTMAX", "BATCH_MATMUL") else "channel_multipliers"
+        bucket = "op_data" if op.op in ("ADD_N", "SOFTMAX", "BATCH_MATMUL") else "channel_multipliers"
         for nbytes in tflm_kernels.persistent_nbytes(file, op, pointer):
             allocate(bucket, nbytes)
-    n_scratch = sum(len(tflm_kernels.scratch_nbytes(file, op, pointer)) for op in file.operators)
-    if n_scratch:
-        allocate("scratch_handles", pointer * n_scratch, pointer)
+    n_scratch = sum(len(tflm_kernels.scratch_nbytes(file, op)) for op in file.operators)
+    allocate("scratch_handles", pointer * n_scratch, pointer)
     for tensor in file.tensors:
         if tensor.is_variable:
             allocate("variables", tflm_kernels.tensor_nbytes(file, tensor))

@@ -16,6 +16,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from tinyvad.errors import InputError
 from tinyvad.graph.tflite_file import TfliteFile, TfliteOperator, TfliteTensor
 
@@ -32,7 +34,7 @@ class Kernel(NamedTuple):
 KERNELS: dict[str, Kernel] = {
     "ABS": Kernel(0, 28, 28),
     "ADD": Kernel(8, 60, 60),
-    "ADD_N": Kernel(0, 40, 40),
+    "ADD_N": Kernel(0, 0, 0),
     "ARG_MAX": Kernel(4, 0, 0),
     "ARG_MIN": Kernel(4, 0, 0),
     "AVERAGE_POOL_2D": Kernel(40, 32, 32),
@@ -133,7 +135,7 @@ def tensor_nbytes(file: TfliteFile, tensor: TfliteTensor) -> int:
             f"{file.path_name}: tensor {tensor.index} ({tensor.name}) is of type {tensor.dtype}, which has no "
             "fixed size; only numeric models can be planned"
         )
-    bits = _ITEM_BITS.get(tensor.dtype) or _numpy_bits(tensor.dtype)
+    bits = _ITEM_BITS.get(tensor.dtype) or 8 * np.dtype(tensor.dtype).itemsize
     return (math.prod(tensor.shape) * bits + 7) // 8
 
 
@@ -155,8 +157,11 @@ def result(file: TfliteFile, op: TfliteOperator) -> TfliteTensor:
     return file.tensors[op.outputs[0]]
 
 
-def scratch_nbytes(file: TfliteFile, op: TfliteOperator, pointer: int) -> list[int]:
-    """Scratch buffers that the reference kernel requests, in order of request, for ``pointer``-byte pointers."""
+def scratch_nbytes(file: TfliteFile, op: TfliteOperator) -> list[int]:
+    """Scratch buffers that the reference kernel requests, in order of request.
+
+    Optimised kernels ask for more: CMSIS-NN's convolutions for an im2col row each, for example.
+    """
     if op.op in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
         weights = operand(file, op, 1)
         return [math.prod(weights.shape)] if weights.dtype == "int4" else []  # unpacked to int8
@@ -177,7 +182,7 @@ def scratch_nbytes(file: TfliteFile, op: TfliteOperator, pointer: int) -> list[i
     if op.op == "MIRROR_PAD":
         return [4 * len(operand(file, op, 0).shape)] * 2
     if op.op == "ADD_N":
-        return [pointer * len(op.inputs)]
+        return [8 * len(op.inputs)]  # a pointer each, those of a 64-bit host as in the package
     return []
 
 
@@ -191,6 +196,8 @@ def persistent_nbytes(file: TfliteFile, op: TfliteOperator, pointer: int) -> lis
         weights = operand(file, op, 1, rank=2)
         per_channel = weights.quantization is not None and len(weights.quantization.scale) > 1
         return [4 * weights.shape[0]] * 2 if per_channel else []
+    if op.op == "ADD_N":
+        return [40] if operand(file, op, 0).dtype == "int8" else []
     if op.op == "SOFTMAX":
         return [2 * 513] * 2 if operand(file, op, 0).dtype == "int16" else []  # exp and 1/(1+x) tables
     if op.op == "BATCH_MATMUL":
@@ -215,9 +222,3 @@ def macs(file: TfliteFile, op: TfliteOperator) -> int:
     if op.op == "TRANSPOSE_CONV":  # every input value meets the whole kernel of every output channel
         return math.prod(operand(file, op, 2).shape) * math.prod(operand(file, op, 1, rank=4).shape[:3])
     return 0
-
-
-def _numpy_bits(dtype: str) -> int:
-    import numpy as np
-
-    return 8 * np.dtype(dtype).itemsize

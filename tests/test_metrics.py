@@ -107,7 +107,7 @@ def test_one_region_on_a_line_by_hand() -> None:
     # 10 normal pixels and a region of 4 in one row; scores from high to low:
     # region 9, normal 8, region 7, region and normal 6, normal 5 4 3 2, region 1, normal 0 ...
     mask = np.array([[1, 1, 1, 1] + [0] * 10], bool)
-    scores = np.array([[9, 7, 6, 1] + [8, 6, 5, 4, 3, 2, 0, 0, 0, 0]], float)
+    scores = np.array([[9, 7, 6, 1, 8, 6, 5, 4, 3, 2, 0, 0, 0, 0]], float)
     # (FPR, PRO): (0, 1/4) (.1, 1/4) (.1, 2/4) (.2, 3/4 along a slope) (.3, 3/4)
     expected = (0.1 * 0.25 + 0.1 * (0.5 + 0.75) / 2 + 0.1 * 0.75) / 0.3
     assert aupro([mask], [scores]) == pytest.approx(expected, abs=1e-15)

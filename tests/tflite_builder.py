@@ -1,4 +1,4 @@
-"""Builds small .tflite files for tests, through the schema's object API of ai-edge-litert (not through our exporter)."""
+"""Builds small .tflite files for tests through the schema's object API of ai-edge-litert, not through our exporter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="needs
 
 
 class TfliteBuilder:
-    """Collects tensors and operators; ``finish`` returns the file's bytes. Nothing is checked: tests build bad files too."""
+    """Collects tensors and operators; ``finish`` returns the bytes. Nothing is checked: tests build bad files too."""
 
     def __init__(self) -> None:
         self.model = schema.ModelT()

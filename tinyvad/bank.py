@@ -81,7 +81,7 @@ _HEADER_FIELDS = (  # (name, struct code), 64 bytes
     ("section_count", "H"), ("section_entry_size", "H"), ("align", "I"),
     ("kind", "4s"), ("rounding", "H"), ("flags", "H"), ("backbone_crc32", "I"),
     ("input_h", "H"), ("input_w", "H"), ("grid_h", "H"), ("grid_w", "H"),
-    ("taps", "B"), ("channels", "B"), ("colour", "B"), ("reserved_51", "B"),
+    ("taps", "B"), ("channels", "B"), ("colour", "B"), ("reserved_47", "B"),
     ("generation", "I"), ("payload_crc32", "I"), ("reserved_56", "I"), ("header_crc32", "I"),
 )  # fmt: skip
 _HEADER = struct.Struct("<" + "".join(code for _, code in _HEADER_FIELDS))
@@ -336,7 +336,7 @@ def _verify(data: memoryview, where: str) -> Bank:
         ("section_count", 1 <= count <= most, f"1 to {most}"),
         ("header_crc32", raw["header_crc32"] == (crc := _header_crc(data, table_end)), crc),
         ("flags", raw["flags"] & ~FLAG_UPDATABLE == 0, "0 or 1 (updatable)"),
-        ("reserved_51", raw["reserved_51"] == 0, 0),
+        ("reserved_47", raw["reserved_47"] == 0, 0),
         ("reserved_56", raw["reserved_56"] == 0, 0),
     ):
         _need(holds, where, field, raw[field], expected)

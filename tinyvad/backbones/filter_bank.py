@@ -1,9 +1,7 @@
 """A backbone from formulas: no training, no download, no random numbers; nine thousand weights in closed form.
 
 Flows in: an input size. Flows out: a Graph (convolutions with bias, ready to quantise) with taps ``block1``,
-``block2``, ``block3`` at strides 4, 8 and 16. It is for a machine without a weights file: a floor to measure
-learnt backbones against, not their equal.
-
+``XX
 The idea is the scattering transform, a cascade of "wavelet, modulus, average" that keeps what a texture is and
 forgets where exactly it lies, written as inverted residual blocks:
 
@@ -66,35 +64,39 @@ def build(input_size: int = 128) -> Graph:
 def gaussian_derivatives() -> dict[str, np.ndarray]:
     """Gaussian of sigma 1, its first and second derivatives and its Laplacian, each (7, 7) float64.
 
-    The Gaussian sums to 1 and all others to 0, so that a flat picture answers with its value and with 0.
+    The Gaussian sums to 1 and all others to 0: a flat picture answers with its value and with 0. Derivatives of one
+    order share a factor, so that they can be steered, with which a step of height 1 answers at most 1; for int8's
+    sake the Laplacian has ``SECOND_GAIN`` more.
     """
     y, x = np.mgrid[-3.0:4.0, -3.0:4.0]  # (7, 7)
     g = np.exp(-(x**2 + y**2) / 2)
     g /= g.sum()
-    filters = {"g": g, "gx": x * g, "gy": y * g}
-    filters |= {"gxx": (x**2 - 1) * g, "gxy": x * y * g, "gyy": (y**2 - 1) * g}
+    first = {"gx": x * g, "gy": y * g}
+    second = {"gxx": (x**2 - 1) * g, "gxy": x * y * g, "gyy": (y**2 - 1) * g}
     for name in ("gxx", "gyy"):  # the cut at 3 sigma leaves a small sum
-        filters[name] = filters[name] - filters[name].sum() * g
-    filters["laplacian"] = filters["gxx"] + filters["gyy"]
+        second[name] = second[name] - second[name].sum() * g
+    laplacian = second["gxx"] + second["gyy"]
+    filters = {"g": g, "laplacian": SECOND_GAIN / _largest_answer(laplacian) * laplacian}
+    filters |= {name: window / _largest_answer(first["gx"]) for name, window in first.items()}
+    filters |= {name: window / _largest_answer(second["gxx"]) for name, window in second.items()}
     return filters
+
+
+def _largest_answer(window: np.ndarray) -> float:
+    """The most a zero-mean filter can answer to a picture of range 1: the sum of its positive weights."""
+    return float(np.abs(window).sum() / 2)
 
 
 def responses() -> dict[str, Sum]:
     """What the stem and every block answer afresh, as sums of filtered channels, before the split into signs.
 
-    ``L``, ``RG``, ``BY`` pass; ``edge`` and ``line`` at each angle are steered from the derivatives of the
-    luminance and scaled so that a step of height 1 answers at most 1.
+    ``L``, ``RG``, ``BY`` pass; ``edge`` and ``line`` at each angle are steered from the luminance's derivatives.
     """
-    filters = gaussian_derivatives()
     sums: dict[str, Sum] = {colour: {colour: 1.0} for colour in OPPONENT}
     for k in ANGLES:
         cos, sin = np.cos(np.pi * k / 3), np.sin(np.pi * k / 3)
-        for name, terms in (
-            (f"edge{k}", {"gx": cos, "gy": sin}),
-            (f"line{k}", {"gxx": cos**2, "gxy": 2 * sin * cos, "gyy": sin**2}),
-        ):
-            gain = 1 / _largest_step(sum(weight * filters[key] for key, weight in terms.items()))
-            sums[name] = {key: gain * weight for key, weight in terms.items()}
+        sums[f"edge{k}"] = {"gx": cos, "gy": sin}
+        sums[f"line{k}"] = {"gxx": cos**2, "gxy": 2 * sin * cos, "gyy": sin**2}
     return sums
 
 
@@ -126,18 +128,12 @@ def _block(b: GraphBuilder, x: str, name: str, channels: list[str]) -> tuple[str
     filters = gaussian_derivatives()
     merge = _mix([terms for terms, _ in chosen.values()], channels)
     windows = np.stack([filters[key] for _, key in chosen.values()], axis=-1)[None]  # (1, 7, 7, len(chosen))
-    second_gain = SECOND_GAIN / _largest_step(filters["laplacian"])
-    outputs = _split(responses() | {f"second{k}": {f"laplacian{k}": second_gain} for k in ANGLES})
+    outputs = _split(responses() | {f"second{k}": {f"laplacian{k}": 1.0} for k in ANGLES})
     outputs |= {key: {key: 1.0} for key in chosen if key.startswith("modulus")}
     x = _convolution(b, "conv2d", x, f"{name}.merge", merge)
     x = _convolution(b, "depthwise_conv2d", x, f"{name}.filter", windows, stride=2)
     x = _convolution(b, "conv2d", x, name, _mix(list(outputs.values()), list(chosen)), activation="relu6")
     return x, list(outputs)
-
-
-def _largest_step(window: np.ndarray) -> float:
-    """The most a zero-mean filter can answer to a picture of range 1: the sum of its positive weights."""
-    return float(np.abs(window).sum() / 2)
 
 
 def _split(sums: dict[str, Sum]) -> dict[str, Sum]:

@@ -78,7 +78,10 @@ class TriangularScorer:
     projection: Projection | None = None
 
     unit = UNIT
-    required = ("CFG ", "MEAN", "SCAL", "TABL", "CHOL", "PROJ", "BIAS", "INDX")
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return tuple(self.sections())
 
     @property
     def kind(self) -> str:
@@ -132,21 +135,18 @@ class TriangularScorer:
         """Bank sections, in file order (docs/SPEC.md)."""
         d = self.mean.shape[-1]
         mode = 2 if self.projection is not None else int(self.indices is not None)
+        codes, tables = [self.a_code], [self.a_table]
+        if self.s_code is not None and self.s_table is not None:
+            codes.append(self.s_code)
+            tables.append(self.s_table)
         result = {
             "CFG ": np.array([d, self.bits, mode, TABLE_SHIFT], np.int32),
             "MEAN": self.mean,
-            "SCAL": np.stack([self.a_code, self.s_code if self.s_code is not None else self.a_code * 0], 2).reshape(
-                *self.grid, 2 * d
-            ),
-            "TABL": np.stack([self.a_table, self.s_table if self.s_table is not None else self.a_table * 0]),
+            "SCAL": np.concatenate(codes, -1),
+            "TABL": np.stack(tables),
         }
-        if self.bits == 0:
-            result["SCAL"] = self.a_code
-            result["TABL"] = self.a_table[None]
         if self.factor is not None:
-            cells = self.factor.reshape(-1, self.factor.shape[-1])
-            packed = pack_rows(cells) if self.bits == 4 else cells
-            result["CHOL"] = packed.reshape(*self.grid, -1)
+            result["CHOL"] = pack_nibbles(self.factor) if self.bits == 4 else self.factor
         if self.projection is not None:
             p = self.projection
             result["PROJ"] = p.weights
@@ -173,7 +173,7 @@ class TriangularScorer:
         if bits:
             pairs = d * (d - 1) // 2
             packed = _section(sections, "CHOL", (*grid, (pairs + 1) // 2 if bits == 4 else pairs), None)
-            factor = unpack_rows(packed, pairs) if bits == 4 else packed.view(np.int8)
+            factor = unpack_nibbles(packed, pairs) if bits == 4 else packed.view(np.int8)
             s_code, s_table = codes[..., d:], tables[1]
         if mode == 2:
             numbers = _section(sections, "BIAS", (3, d), "int32").astype(np.int64)
@@ -192,17 +192,6 @@ def _section(sections: Mapping[str, np.ndarray], tag: str, shape: tuple[int, ...
     if array.shape != shape or (dtype is not None and array.dtype.name != dtype):
         raise InputError(f"bank section {tag}: {array.dtype.name}{array.shape}, expected {dtype}{shape}")
     return array
-
-
-def pack_rows(values: np.ndarray) -> np.ndarray:
-    """(R, n) int8 in [-8, 7] -> (R, (n + 1) // 2) uint8: each row on its own bytes."""
-    return np.stack([pack_nibbles(row) for row in values])
-
-
-def unpack_rows(packed: np.ndarray, count: int) -> np.ndarray:
-    """(..., bytes) uint8 -> (..., count) int8."""
-    rows = packed.reshape(-1, packed.shape[-1])
-    return np.stack([unpack_nibbles(row, count) for row in rows]).reshape(*packed.shape[:-1], count)
 
 
 def _scale(x: np.ndarray, table_values: np.ndarray) -> np.ndarray:

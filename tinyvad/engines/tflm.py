@@ -5,6 +5,7 @@ It is the code that runs on the microcontroller, built for this PC, and so the o
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from tinyvad.engines.litert import check_images
 from tinyvad.errors import InputError
 from tinyvad.graph.tflite_file import TfliteFile, read_tflite
+
+LARGEST_ARENA = 1 << 30
 
 
 class TflmEngine:
@@ -58,11 +61,12 @@ class TflmEngine:
 
 def ample_arena(file: TfliteFile) -> int:
     """Bytes that surely hold every activation at once, the interpreter's structures and its tables a channel."""
-    activations = sum(
-        int(np.prod([abs(size) for size in t.shape], dtype=np.int64)) * 4 + 64 for t in file.tensors if t.data is None
-    )
+    activations = sum(4 * math.prod(t.shape) + 64 for t in file.tensors if t.data is None)
     structures = 1024 * (len(file.tensors) + len(file.operators))
-    return activations + structures + 2 * file.size + (1 << 20)
+    arena = activations + structures + 2 * file.size + (1 << 20)
+    if arena > LARGEST_ARENA:
+        raise InputError(f"{file.path_name} needs an arena of about {arena >> 20} MiB; TFLM is for smaller networks")
+    return arena
 
 
 def _runtime() -> Any:

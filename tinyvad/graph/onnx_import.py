@@ -30,6 +30,7 @@ from tinyvad.graph.passes import normalise, prune, resolve_layer, truncate
 
 MAX_BYTES = 2**31 - 1  # protobuf's own limit
 OLDEST_OPSET = 7  # before it, arithmetic broadcasts by other rules
+DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # what nodes of damaged files raise
 PIXEL_TYPES = {"uint8": 0, "int8": -128}  # what a black pixel is in an integer input
 GUESSES = {  # (layout, channels): what exporters of that layout usually trained with
     ("NCHW", 3): ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet, as torchvision and timm
@@ -174,7 +175,8 @@ def _read(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path}: {size} bytes, but one ONNX file holds {MAX_BYTES} at most; export a smaller network")
     try:
         model = onnx.load(str(path))
-        onnx.checker.check_model(model)
+        if not model.graph.node:
+            raise ValueError("it holds no nodes")
         if len(model.functions):
             model = inline_local_functions(model)
     except Exception as error:  # onnx, protobuf and the system each raise their own
@@ -224,16 +226,23 @@ def _convert_all(model: onnx.ModelProto, conversion: Conversion) -> tuple[dict[s
     """Convert what can be; returns the reason by ONNX value for all others, and one line a node that failed itself."""
     failed: dict[str, str] = {}
     skipped: list[str] = []
-    opset = _opset(model)
+    opset, nodes = _opset(model), conversion.builder.graph.nodes
     for initializer in model.graph.initializer:
-        conversion.constants[initializer.name] = numpy_helper.to_array(initializer)
+        try:
+            conversion.constants[initializer.name] = numpy_helper.to_array(initializer)
+        except (TypeError, ValueError) as error:
+            failed[initializer.name] = f"initializer {initializer.name}, which can't be read: {error}"
+            skipped.append(failed[initializer.name])
     for proto in model.graph.node:
         reason = next((failed[name] for name in proto.input if name in failed), None)
         if reason is None:
+            nodes_before = len(nodes)
             try:
                 _convert(proto, conversion, opset)
-            except (Unsupported, InputError) as error:
-                reason = f"node {proto.name or proto.output[0]} ({proto.op_type}): {error}"
+            except (Unsupported, InputError, *DAMAGED) as error:
+                del nodes[nodes_before:]  # what it had begun
+                damage = "" if isinstance(error, (Unsupported, InputError)) else "damaged attributes or inputs: "
+                reason = f"node {proto.name or ', '.join(proto.output)} ({proto.op_type}): {damage}{error}"
                 skipped.append(reason)
         if reason is not None:
             failed.update({name: reason for name in proto.output if name})
@@ -243,6 +252,9 @@ def _convert_all(model: onnx.ModelProto, conversion: Conversion) -> tuple[dict[s
 def _convert(proto: onnx.NodeProto, conversion: Conversion, opset: int) -> None:
     """Convert one node: to a constant if all that it reads is constant, else by its op's function."""
     read = [name for name in proto.input if name]
+    for name in read:
+        if name not in conversion.constants and name not in conversion.values:
+            raise Unsupported(f"its input {name} is made by nothing before it")
     standard = proto.domain in ("", "ai.onnx")
     if standard and proto.op_type == "Shape" and read[0] in conversion.values:
         shape = np.array(conversion.shape(conversion.values[read[0]]), np.int64)
@@ -256,22 +268,23 @@ def _convert(proto: onnx.NodeProto, conversion: Conversion, opset: int) -> None:
         raise Unsupported(f"not among the supported ops {', '.join(sorted(CONVERTERS))}")
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in proto.attribute}
     node = OnnxNode(proto.op_type, proto.name, tuple(proto.input), tuple(proto.output), attributes)
-    nodes_before = len(conversion.builder.graph.nodes)
-    try:
-        conversion.values[node.output] = CONVERTERS[node.op](conversion, node)
-    except (Unsupported, InputError):
-        del conversion.builder.graph.nodes[nodes_before:]  # what it had begun
-        raise
+    conversion.values[node.output] = CONVERTERS[node.op](conversion, node)
 
 
 def _evaluate(proto: onnx.NodeProto, inputs: dict[str, np.ndarray], opset: int) -> dict[str, np.ndarray]:
-    if proto.op_type.startswith(("Random", "Multinomial", "Bernoulli")):
-        raise Unsupported("a random value, where constants are supported")
+    has_body = any(attribute.type == onnx.AttributeProto.GRAPH for attribute in proto.attribute)
+    if has_body or proto.op_type.startswith(("Random", "Multinomial", "Bernoulli")):
+        raise Unsupported("a loop, a branch or a random value, where plain constants are supported")
+    empty = onnx.helper.make_empty_tensor_value_info
+    used, made = [empty(name) for name in inputs], [empty(name) for name in proto.output if name]
+    alone = onnx.helper.make_model(
+        onnx.helper.make_graph([proto], "node", used, made), opset_imports=[onnx.helper.make_opsetid("", opset)]
+    )
     try:
-        results = ReferenceEvaluator(proto, opsets={"": opset}).run(None, inputs)
+        results = ReferenceEvaluator(alone).run(None, inputs)
     except Exception as error:  # any op of ONNX may fail in its own way
         raise Unsupported(f"its constant value can't be computed ({type(error).__name__})") from error
-    return {name: np.asarray(result) for name, result in zip(proto.output, results) if name}
+    return {value.name: np.asarray(result) for value, result in zip(made, results)}
 
 
 def _names(model: onnx.ModelProto, conversion: Conversion) -> dict[str, str]:

@@ -293,6 +293,16 @@ def _binary(c: Conversion, node: OnnxNode) -> Value:
     return Value(node.output, x.order, x.flat)
 
 
+def _sum(c: Conversion, node: OnnxNode) -> Value:
+    """A Sum is a chain of Adds."""
+    total, *rest = node.inputs
+    for i, name in enumerate(rest):
+        output = node.output if i == len(rest) - 1 else f"{node.output}:{i}"
+        c.values[output] = _arithmetic(c, OnnxNode("Add", node.name, (total, name), (output,), {}))
+        total = output
+    return c.values[total]
+
+
 def _unary(c: Conversion, node: OnnxNode) -> Value:
     x = c.activation(node)
     op = {"Relu": "relu", "Sigmoid": "logistic", "HardSwish": "hard_swish"}[node.op]
@@ -527,6 +537,7 @@ CONVERTERS: dict[str, Callable[[Conversion, OnnxNode], Value]] = {
     "Sigmoid": _unary,
     "Squeeze": _squeeze,
     "Sub": _arithmetic,
+    "Sum": _sum,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "Upsample": _resize,

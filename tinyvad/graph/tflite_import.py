@@ -22,6 +22,8 @@ from tinyvad.graph.shapes import Shape, infer_shape
 from tinyvad.graph.tflite_file import TfliteFile, TfliteOperator, TfliteTensor, read_tflite
 
 _ACTIVATIONS = {"NONE": "none", "RELU": "relu", "RELU6": "relu6"}
+# What a damaged file makes the converters stumble over: options or inputs that are not there, shapes without axes.
+_DAMAGED = (KeyError, IndexError, ValueError, ZeroDivisionError)
 
 
 def same_pads(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
@@ -61,7 +63,10 @@ def import_tflite(
         convert = _CONVERTERS.get(operator.op)
         if convert is None:
             raise importer.error(operator, "is not supported; tap an earlier tensor")
-        convert(importer, operator)
+        try:
+            convert(importer, operator)
+        except _DAMAGED as error:
+            raise importer.error(operator, f"is damaged ({type(error).__name__}: {error})") from error
     for index in wanted:
         if index not in importer.values:
             raise InputError(f"{file.path_name}: output {importer.names[index]} is not computed from the input")
@@ -121,6 +126,8 @@ class _Importer:
             raise InputError(
                 f"{self.file.path_name}: {name} is {stored.dtype}, not int8 or float32; import it with dequantize"
             )
+        if stored.quantization is None:
+            raise InputError(f"{self.file.path_name}: {name} is {stored.dtype} without scale and zero point")
         return Tensor(name, shape, stored.dtype, stored.quantization)
 
     def value(self, operator: TfliteOperator, position: int = 0) -> str:
@@ -220,15 +227,18 @@ def _real_values(data: np.ndarray, quantization: Quantization | None) -> np.ndar
     return ((data.astype(np.int64) - zero_point) * scale).astype(np.float32)
 
 
-def _weights(state: _Importer, operator: TfliteOperator, x: str) -> str:
-    """Weights as a constant of the graph, of the type that goes with the input's."""
+def _weights(state: _Importer, operator: TfliteOperator, x: str, axis: int = 0) -> str:
+    """Weights as a constant of the graph, of the type that goes with the input's; ``axis`` is the output channels'."""
     state.array(operator, 1)
     name = state.value(operator, 1)
     tensor, wanted = state.graph.tensors[name], state.graph.tensors[x].dtype
     if tensor.dtype != wanted:
         raise state.error(operator, f"has {wanted} inputs and {tensor.dtype} weights; import it with dequantize")
-    if wanted == "int8" and (tensor.quantization is None or tensor.quantization.zero_point.any()):
+    quantization = tensor.quantization
+    if wanted == "int8" and (quantization is None or quantization.zero_point.any()):
         raise state.error(operator, "has int8 weights whose zero point is not 0; import it with dequantize")
+    if quantization is not None and quantization.axis not in (None, axis):
+        raise state.error(operator, f"has weight scales along axis {quantization.axis}, not {axis}")
     return name
 
 
@@ -243,6 +253,8 @@ def _bias(state: _Importer, operator: TfliteOperator, x: str, weights: str) -> s
     if quantization is None and x_stored.quantization is not None and w_stored.quantization is not None:
         scale = x_stored.quantization.scale[0] * w_stored.quantization.scale  # (1,) or (O,) float32
         quantization = Quantization(scale, np.zeros(scale.size, np.int64), 0 if scale.size > 1 else None)
+    if data.shape != (output.shape[-1],):
+        raise state.error(operator, f"has a bias of shape {data.shape} for {output.shape[-1]} channels")
     if state.graph.tensors[x].dtype == "float32":
         return state.set_constant(name, _real_values(data, quantization))
     if data.dtype != np.int32:
@@ -258,13 +270,13 @@ def _conv(state: _Importer, operator: TfliteOperator) -> None:
 
 def _depthwise(state: _Importer, operator: TfliteOperator) -> None:
     x = state.value(operator)
-    weights = _weights(state, operator, x)
+    weights = _weights(state, operator, x, axis=3)
     shape = state.shape(weights)  # (1, kh, kw, C * multiplier)
     if len(shape) != 4 or shape[3] == state.shape(x)[-1]:
         _add_conv(state, operator, "depthwise_conv2d", x, weights)
         return
     if state.shape(x)[-1] != 1:
-        raise state.error(operator, f"turns {state.shape(x)[-1]} channels into {shape[3]}; only multiplier 1 is supported")
+        raise state.error(operator, f"has a depth multiplier of {shape[3] / state.shape(x)[-1]:g}; only 1 is supported")
     # every output channel sees the one input channel: an ordinary convolution, (1, kh, kw, O) -> (O, kh, kw, 1)
     quantization = state.graph.tensors[weights].quantization
     if quantization is not None and quantization.axis is not None:
