@@ -77,7 +77,7 @@ def lower_pads(graph: Graph) -> Graph:
     for node in graph.nodes:
         if node.op in ("conv2d", "depthwise_conv2d"):
             kernel = graph.tensors[node.inputs[1]].shape[1:3]
-            lowered.nodes += _lower_conv(lowered, node, _axes(graph, node, (kernel[0], kernel[1])))
+            lowered.nodes += _lower_conv(lowered, node, _axes(graph, node, (kernel[0], kernel[1])), graph.nodes)
         elif node.op in ("average_pool", "max_pool"):
             lowered.nodes += _lower_pool(lowered, node, _axes(graph, node, node.attributes["kernel"]))
         else:
@@ -104,7 +104,7 @@ def _axes(graph: Graph, node: Node, kernel: tuple[int, int]) -> tuple[Axis, Axis
     return Axis(*rows), Axis(*columns)
 
 
-def _lower_conv(graph: Graph, node: Node, axes: tuple[Axis, Axis]) -> list[Node]:
+def _lower_conv(graph: Graph, node: Node, axes: tuple[Axis, Axis], all_nodes: list[Node]) -> list[Node]:
     if all(axis.needs_no_padding() for axis in axes):
         return [node.with_attributes(pads=NO_PADS)]
     rows, columns = (axis.same_zeros() for axis in axes)
@@ -114,7 +114,9 @@ def _lower_conv(graph: Graph, node: Node, axes: tuple[Axis, Axis]) -> list[Node]
     if rows != (0, 0) or columns != (0, 0):
         # (O or 1, kh, kw, I or C) -> (O or 1, kh + a + b, kw + a + b, I or C)
         grown = np.pad(graph.constants[weights], ((0, 0), rows, columns, (0, 0)))
-        name = fresh_name(graph, f"{weights}_{grown.shape[1]}x{grown.shape[2]}")
+        # weights that another node reads too stay as they are for it
+        is_shared = sum(other.inputs.count(weights) for other in all_nodes) > 1
+        name = fresh_name(graph, f"{weights}_{grown.shape[1]}x{grown.shape[2]}") if is_shared else weights
         graph.constants[name] = grown
         graph.tensors[name] = dataclasses.replace(graph.tensors[weights], name=name, shape=grown.shape)
         weights = name

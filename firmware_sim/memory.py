@@ -281,7 +281,7 @@ def _tail(file: TfliteFile, pointer: int) -> dict[str, int]:
     for kernel in kernels:
         allocate("op_data", kernel.data_64 if pointer == 8 else kernel.data_32)
     for op in file.operators:
-        bucket = "op_data" if op.op in ("ADD_N", "SOFTMAX", "BATCH_MATMUL") else "channel_multipliers"
+        bucket = "op_data" if op.op in ("ADD_N", "BATCH_MATMUL", "LOG_SOFTMAX", "SOFTMAX") else "channel_multipliers"
         for nbytes in tflm_kernels.persistent_nbytes(file, op, pointer):
             allocate(bucket, nbytes)
     n_scratch = sum(len(tflm_kernels.scratch_nbytes(file, op)) for op in file.operators)

@@ -220,6 +220,7 @@ def _parse(path: Path) -> Target:
     reserve = fields.table("reserve", required=False)
     rates = fields.table("mac_per_cycle", required=False)
     sources = fields.table("source", required=False)
+    regions = fields.tables("regions")
     target = Target(
         name=fields.text("name"),
         title=fields.text("title"),
@@ -227,10 +228,8 @@ def _parse(path: Path) -> Target:
         clock_mhz=fields.number("clock_mhz"),
         isa=Isa(isa.flag("dsp"), isa.flag("mve"), isa.text("fpu", among=FPUS), isa.text("simd", default="")),
         regions=tuple(
-            Region(
-                region.text("name"), region.size("base"), region.size("size", 1), region.text("kind", among=KINDS)
-            )
-            for region in fields.tables("regions")
+            Region(part.text("name"), part.size("base"), part.size("size", 1), part.text("kind", among=KINDS))
+            for part in regions
         ),
         reserve=Reserve(**{key: reserve.size(key) for key in ("ram", "flash", "stack") if key in reserve.values}),
         mac_per_cycle={key: rates.number(key) for key in ENGINES if key in rates.values},
@@ -238,7 +237,7 @@ def _parse(path: Path) -> Target:
         dma=fields.text("dma", default=""),
         notes=fields.text("notes", default=""),
     )
-    for part in (fields, isa, reserve, rates):
+    for part in (fields, isa, reserve, rates, *regions):
         part.finish()
     _check_regions(path, target.regions)
     return target

@@ -196,7 +196,7 @@ def persistent_nbytes(file: TfliteFile, op: TfliteOperator, pointer: int) -> lis
         weights = operand(file, op, 1, rank=2)
         per_channel = weights.quantization is not None and len(weights.quantization.scale) > 1
         return [4 * weights.shape[0]] * 2 if per_channel else []
-    if op.op == "ADD_N":
+    if op.op in ("ADD_N", "LOG_SOFTMAX"):
         return [40] if operand(file, op, 0).dtype == "int8" else []
     if op.op == "SOFTMAX":
         return [2 * 513] * 2 if operand(file, op, 0).dtype == "int16" else []  # exp and 1/(1+x) tables

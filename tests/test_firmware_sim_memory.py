@@ -297,6 +297,37 @@ def test_scratch_and_odd_graphs_against_the_interpreter(tmp_path: Path) -> None:
     assert check_against_tflm(tmp_path, models) == len(models)
 
 
+def plain_models() -> dict[str, bytes]:
+    """One operator each, of those that need no tables: their structs are what differs."""
+    models = {}
+    unary = ["ABS", "COS", "ELU", "FLOOR", "HARD_SWISH", "LOG", "NEG", "RELU", "RELU6", "RSQRT", "SIN", "SQRT"]
+    binary = {"ADD": "Add", "DIV": "Div", "EQUAL": "Equal", "GREATER": "Greater", "LESS": "Less", "MUL": "Mul"}
+    binary |= {"MAXIMUM": "MaximumMinimum", "MINIMUM": "MaximumMinimum", "SUB": "Sub"}
+    binary |= {"SQUARED_DIFFERENCE": "SquaredDifference"}
+    for dtype in ("int8", "float32"):
+        for name in (*unary, "CONCATENATION", *binary):
+            b = TfliteBuilder()
+            inputs = [b.tensor((1, 3, 5, 7), dtype) for _ in range(1 if name in unary else 2)]
+            y = b.tensor((1, 3, 5, 14 if name == "CONCATENATION" else 7), dtype)
+            options = f"{binary[name]}Options" if name in binary else ""
+            if name == "CONCATENATION":
+                b.op(name, inputs, [y], "ConcatenationOptions", axis=3)
+            else:
+                b.op(name, inputs, [y], options)
+            models[f"{name} {dtype}"] = b.finish(inputs, [y])
+    for name, dtypes in {"QUANTIZE": ("float32", "int8"), "DEQUANTIZE": ("int8", "float32")}.items():
+        b = TfliteBuilder()
+        x, y = (b.tensor((1, 3, 5, 7), dtype) for dtype in dtypes)
+        b.op(name, [x], [y])
+        models[name] = b.finish([x], [y])
+    return models
+
+
+def test_plain_operators_against_the_interpreter(tmp_path: Path) -> None:
+    models = plain_models()
+    assert check_against_tflm(tmp_path, models) == len(models)
+
+
 def offline_model(offsets: list[int]) -> bytes:
     b = TfliteBuilder()
     tensors = [b.tensor((1, 4, 4, 8)) for _ in range(4)]

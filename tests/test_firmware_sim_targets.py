@@ -160,6 +160,7 @@ def test_own_file(tmp_path: Path) -> None:
         ("clock_mhz", "clock_mhz = 1\nclok", "unknown field clok"),
         ("mve = false", "mve = false\nmvee = 1", "unknown field isa.mvee; did you mean mve?"),
         ("cmsis_nn = 0.5", "cmsis_nn = 0", "field mac_per_cycle.cmsis_nn needs a number above 0"),
+        ("size = 24", "size = 24\nbytes = 24", r"unknown field regions\[2\].bytes"),
         ("cmsis_nn = 0.5", "mine = 0.5", "unknown field mac_per_cycle.mine"),
         ("[isa]", "[isax]", "field isa is missing"),
         ("[isa]", "isa = 3\n[isax]", "field isa needs a table, has 3"),

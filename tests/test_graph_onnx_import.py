@@ -227,7 +227,7 @@ SINGLE: dict[str, tuple[Callable[[Onnx], str], list[str]]] = {
     ),
     "concat": (lambda n: n.add("Concat", n.conv("x", 3, 2), "x", axis=-3), ["conv2d", "concat"]),
     "silu": (lambda n: n.add("Mul", "x", n.add("Sigmoid", "x")), ["logistic", "mul"]),
-    "sum": (lambda n: n.add("Sum", n.conv("x", 3, 3), "x", n.conv("x", 3, 3)), ["conv2d", "add", "conv2d", "add"]),
+    "sum": (lambda n: n.add("Sum", n.conv("x", 3, 3), "x", n.conv("x", 3, 3)), ["conv2d", "conv2d", "add", "add"]),
     "constant minus x": (lambda n: n.add("Sub", n.random(3, 1, 1), n.conv("x", 3, 3)), ["conv2d"]),
     "division": (lambda n: n.add("Div", n.conv("x", 3, 3), n.random(1, 3, 1, 1, low=0.5)), ["conv2d"]),
     "clip without upper": (lambda n: n.add("Clip", n.conv("x", 3, 3), n.const(0)), ["conv2d"]),

@@ -3,23 +3,23 @@
 Flows in: a seed and counts. Flows out: a folder in MVTec's layout. Everything is drawn from signed distances (negative
 inside a shape), with one random generator a picture, so that a picture depends on the seed and its own number only.
 
-The scene: a brushed aluminium plate with a turned face, a bore, four bolt holes and a dowel hole lies on a dark bench,
-lit from the upper left. Parts differ in place (2 pixels of 256), angle (1.5 degrees), brushing, turning marks, light and
-sensor noise. Defects: a scratch, a missing bolt hole, a stain, a chipped edge.
+The scene: a brushed aluminium plate with a turned face, a bore, four bolt holes and a dowel hole lies on a dark
+bench, lit from the upper left. Parts differ in place (2 pixels of 256), angle (1.5 degrees), brushing, turning marks,
+light and sensor noise. Defects: a scratch, a missing bolt hole, a stain, a chipped edge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, PngImagePlugin
 
 from tinyvad.errors import InputError
-from tinyvad.files import new_folder, write_bytes, write_text
+from tinyvad.files import new_folder, write_text
 
 TITLE = "Synthetic pictures rendered by `tinyvad demo`"
 README = "README.txt"
@@ -48,9 +48,6 @@ class _Scene:
     bench: np.ndarray
     exposure: np.ndarray
     noise: np.ndarray  # (size, size, 3), grey levels
-
-
-Change = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -114,8 +111,8 @@ def render_part(rng: np.random.Generator, size: int = 256, defect: str | None = 
         defect: None or one of ``DEFECTS``.
 
     Returns:
-        (size, size, 3) uint8 RGB, and (size, size) bool: where the defect changes the noise-free picture by a grey level
-        or more, small gaps closed.
+        (size, size, 3) uint8 RGB, and (size, size) bool: where the defect changes the noise-free picture by a grey
+        level or more, gaps of a pixel closed.
     """
     scene = _scene(rng, size)
     clean = _draw(scene, _Defect())
@@ -131,28 +128,30 @@ def render_part(rng: np.random.Generator, size: int = 256, defect: str | None = 
 
 def _scene(rng: np.random.Generator, size: int) -> _Scene:
     pixel = 2 / size
-    angle = np.deg2rad(rng.uniform(-1.5, 1.5))
-    shift_x, shift_y = rng.uniform(-2, 2, 2) / 128
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32) * np.float32(pixel) + np.float32(pixel / 2 - 1)
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    u, v = cos * (x - shift_x) + sin * (y - shift_y), cos * (y - shift_y) - sin * (x - shift_x)
-    towards = np.deg2rad(225) + np.deg2rad(rng.uniform(-8, 8)) - angle  # upper left; y points down
+    angle = math.radians(rng.uniform(-1.5, 1.5))
+    shift_x, shift_y = rng.uniform(-2, 2) / 128, rng.uniform(-2, 2) / 128
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32) * pixel + (pixel / 2 - 1)
+    u = math.cos(angle) * (x - shift_x) + math.sin(angle) * (y - shift_y)
+    v = math.cos(angle) * (y - shift_y) - math.sin(angle) * (x - shift_x)
+    light = math.radians(225 + rng.uniform(-8, 8)) - angle  # upper left; y points down
     radius = np.hypot(u, v)
-    marks = np.sin(2 * np.pi * radius / 0.031 + rng.uniform(0, 2 * np.pi))
-    waves = sum(np.sin(2 * np.pi * (k * radius + rng.uniform())) for k in (3, 5, 8))
-    slope = np.cos(towards + rng.uniform(-0.5, 0.5)) * x + np.sin(towards) * y
+    turning = np.sin(2 * math.pi * radius / 0.031 + rng.uniform(0, 2 * math.pi))
+    turning += 0.5 * sum(np.sin(2 * math.pi * (k * radius + rng.uniform())) for k in (3, 5, 8))
+    fall = light + rng.uniform(-0.5, 0.5)
+    slope = math.cos(fall) * x + math.sin(fall) * y
     exposure = rng.uniform(0.97, 1.03) * (1 + rng.uniform(0.03, 0.09) * slope) * (1 - 0.06 * (x**2 + y**2))
+    noise = 1.6 * rng.standard_normal((size, size, 1), np.float32)
+    noise = noise + 0.7 * rng.standard_normal((size, size, 3), np.float32)
     return _Scene(
-        u=u.astype(np.float32),
-        v=v.astype(np.float32),
+        u=u,
+        v=v,
         pixel=pixel,
-        light=(float(np.cos(towards)), float(np.sin(towards))),
+        light=(math.cos(light), math.sin(light)),
         brushing=_streaks(rng, size, angle, along=0.06 * size, across=0.002 * size),
-        turning=(marks + 0.5 * waves).astype(np.float32),
+        turning=turning,
         bench=_streaks(rng, size, 0.0, along=0.004 * size, across=0.004 * size),
-        exposure=exposure.astype(np.float32),
-        noise=rng.normal(0, 1.6, (size, size, 1)).astype(np.float32)
-        + rng.normal(0, 0.7, (size, size, 3)).astype(np.float32),
+        exposure=exposure,
+        noise=noise,
     )
 
 
@@ -167,7 +166,7 @@ def _draw(scene: _Scene, defect: _Defect) -> np.ndarray:
     # The metal: brushed, and turned between bore and groove, where the marks reflect towards and away from the light
     lit = (u * scene.light[0] + v * scene.light[1]) / np.maximum(radius, 1e-3)  # cosine of the angle to the light
     turned = _inside(scene, np.maximum(radius - FACE, BORE - radius))
-    metal = 0.56 + (1 - turned) * 0.03 * scene.brushing + turned * (0.05 + 0.016 * scene.turning + 0.07 * lit**2)
+    metal = 0.56 + (1 - turned) * 0.022 * scene.brushing + turned * (0.05 + 0.016 * scene.turning + 0.07 * lit**2)
     groove = np.abs(radius - GROOVE) - 0.014
     metal += _inside(scene, groove) * (-0.2 - 0.1 * lit * np.sign(radius - GROOVE))
     for shape, width in ((plate, BEVEL), (BORE - radius, -0.03), (holes, -0.025)):
@@ -185,7 +184,7 @@ def _draw(scene: _Scene, defect: _Defect) -> np.ndarray:
 
     covered = _inside(scene, plate) * (1 - _inside(scene, wall)) * (1 - 0.93 * _inside(scene, holes))
     picture = ground + covered[..., None] * (colour - ground)
-    return (255 * picture * scene.exposure[..., None]).astype(np.float32)
+    return 255 * picture * scene.exposure[..., None]
 
 
 def _edge_chip(scene: _Scene, rng: np.random.Generator) -> _Defect:
@@ -205,13 +204,15 @@ def _missing_hole(scene: _Scene, rng: np.random.Generator) -> _Defect:
 def _scratch(scene: _Scene, rng: np.random.Generator) -> _Defect:
     """A thin bent line, bright with a dark flank, that fades at its ends."""
     start, length = _spot(rng), rng.uniform(0.3, 0.6)
-    direction = np.arctan2(-start[1], -start[0]) + rng.choice([-1, 1]) * rng.uniform(0.5, 1.2)
-    bend, t = rng.uniform(-0.08, 0.08), np.linspace(0, 1, 33)
-    forward = np.array([np.cos(direction), np.sin(direction)])
-    line = start + length * t[:, None] * forward + (4 * bend * t * (1 - t))[:, None] * forward[::-1] * (1, -1)
+    inwards = math.atan2(-start[1], -start[0])
+    direction = inwards + rng.choice([-1, 1]) * rng.uniform(0.9, 1.6)  # passes beside the bore
+    forward = np.array([math.cos(direction), math.sin(direction)])
+    sideways = np.array([-forward[1], forward[0]])
+    t = np.linspace(0, 1, 33)[:, None]
+    line = start + length * t * forward + rng.uniform(-0.3, 0.3) * t * (1 - t) * sideways  # (33, 2)
     across, position = _along_line(scene, line)
-    width = rng.uniform(0.7, 1.1) * 2 / 256
-    strength = rng.uniform(0.12, 0.2) * np.clip(8 * position * (1 - position), 0, 1)
+    width = rng.uniform(0.8, 1.2) * 2 / 256
+    strength = rng.uniform(0.16, 0.28) * np.clip(8 * position * (1 - position), 0, 1)
     groove = np.exp(-((across / width) ** 2)) - 0.6 * np.exp(-((across / width - 1.8) ** 2))
     return _Defect(light=(strength * groove)[..., None] * METAL_TINT)
 
@@ -226,15 +227,15 @@ def _stain(scene: _Scene, rng: np.random.Generator) -> _Defect:
 
 def _spot(rng: np.random.Generator) -> np.ndarray:
     """A random place on the metal, (2,): between bore and edge, clear of the bolt holes."""
-    angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.36, 0.62)
-    return radius * np.array([np.cos(angle), np.sin(angle)])
+    angle, radius = rng.uniform(0, 2 * math.pi), rng.uniform(0.36, 0.62)
+    return radius * np.array([math.cos(angle), math.sin(angle)])
 
 
 def _blob(scene: _Scene, rng: np.random.Generator, centre: tuple[float, float], radius: float) -> np.ndarray:
     """Distance to a round shape with a wavy outline, (size, size)."""
-    du, dv = scene.u - np.float32(centre[0]), scene.v - np.float32(centre[1])
+    du, dv = scene.u - float(centre[0]), scene.v - float(centre[1])
     angle = np.arctan2(dv, du)
-    waves = sum(rng.uniform(0, 0.5 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5))
+    waves = sum(rng.uniform(0, 0.5 / k) * np.cos(k * angle + rng.uniform(0, 2 * math.pi)) for k in (2, 3, 5))
     return np.hypot(du, dv) - radius * (1 + 0.6 * waves)
 
 
@@ -256,12 +257,12 @@ def _along_line(scene: _Scene, line: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _rounded_square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Distance to the plate's outline."""
-    du, dv = np.abs(u) - np.float32(PLATE - CORNER), np.abs(v) - np.float32(PLATE - CORNER)
-    return np.hypot(np.maximum(du, 0), np.maximum(dv, 0)) + np.minimum(np.maximum(du, dv), 0) - np.float32(CORNER)
+    du, dv = np.abs(u) - (PLATE - CORNER), np.abs(v) - (PLATE - CORNER)
+    return np.hypot(np.maximum(du, 0), np.maximum(dv, 0)) + np.minimum(np.maximum(du, dv), 0) - CORNER
 
 
 def _disc(u: np.ndarray, v: np.ndarray, centre: tuple[float, float], radius: float) -> np.ndarray:
-    return np.hypot(u - np.float32(centre[0]), v - np.float32(centre[1])) - np.float32(radius)
+    return np.hypot(u - float(centre[0]), v - float(centre[1])) - radius
 
 
 def _inside(scene: _Scene, distance: np.ndarray) -> np.ndarray:
@@ -293,15 +294,13 @@ def _develop(picture: np.ndarray, scene: _Scene) -> np.ndarray:
 
 def _closed(mask: np.ndarray) -> np.ndarray:
     """Morphological closing with a 3x3 window: gaps of a pixel vanish, the outline stays."""
-    padded = np.pad(mask, 2)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))
-    return np.lib.stride_tricks.sliding_window_view(windows.any(axis=(2, 3)), (3, 3)).all(axis=(2, 3))
+    grown = sliding_window_view(np.pad(mask, 2), (3, 3)).any(axis=(2, 3))
+    return np.asarray(sliding_window_view(grown, (3, 3)).all(axis=(2, 3)))
 
 
 def _write_png(path: Path, image: np.ndarray, seed: int) -> None:
-    """Write a PNG that says in its text what it is; ``tinyvad.files.new_folder`` makes the whole folder appear at once."""
+    """Write a PNG that says in its text what it is, into a folder that is not there yet for anyone else."""
     text = PngImagePlugin.PngInfo()
     text.add_text("Comment", f"{TITLE} --seed {seed}")
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", pnginfo=text)
-    write_bytes(path, buffer.getvalue())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, "PNG", pnginfo=text, compress_level=1)

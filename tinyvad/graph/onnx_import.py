@@ -142,7 +142,7 @@ def guess_preprocessing(model: onnx.ModelProto) -> Preprocessing:
     dims = _dims(source)
     layout = "NHWC" if dims[3] in (1, 3) and dims[1] not in (1, 3) else "NCHW"
     channels = dims[layout.index("C")] or 3
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(source.type.tensor_type.elem_type).name
+    dtype = _dtype(source)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if "mean" in metadata and "std" in metadata:
         mean, std = (_numbers(metadata[key], key, channels) for key in ("mean", "std"))
@@ -208,6 +208,14 @@ def _dims(source: onnx.ValueInfoProto) -> list[int]:
     return [max(int(dim.dim_value), 0) for dim in source.type.tensor_type.shape.dim]
 
 
+def _dtype(source: onnx.ValueInfoProto) -> str:
+    number = source.type.tensor_type.elem_type
+    try:
+        return str(onnx.helper.tensor_dtype_to_np_dtype(number).name)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"the model's input {source.name} has the unknown element type {number}") from error
+
+
 def _input_shape(
     source: onnx.ValueInfoProto, layout: str, input_size: int | tuple[int, int] | None, path: Path
 ) -> tuple[int, ...]:
@@ -230,7 +238,7 @@ def _convert_all(model: onnx.ModelProto, conversion: Conversion) -> tuple[dict[s
     for initializer in model.graph.initializer:
         try:
             conversion.constants[initializer.name] = numpy_helper.to_array(initializer)
-        except (TypeError, ValueError) as error:
+        except DAMAGED as error:
             failed[initializer.name] = f"initializer {initializer.name}, which can't be read: {error}"
             skipped.append(failed[initializer.name])
     for proto in model.graph.node:
@@ -242,7 +250,8 @@ def _convert_all(model: onnx.ModelProto, conversion: Conversion) -> tuple[dict[s
             except (Unsupported, InputError, *DAMAGED) as error:
                 del nodes[nodes_before:]  # what it had begun
                 damage = "" if isinstance(error, (Unsupported, InputError)) else "damaged attributes or inputs: "
-                reason = f"node {proto.name or ', '.join(proto.output)} ({proto.op_type}): {damage}{error}"
+                label = proto.name or next(iter(proto.output), "without a name")
+                reason = f"node {label} ({proto.op_type}): {damage}{' '.join(str(error).split())}"
                 skipped.append(reason)
         if reason is not None:
             failed.update({name: reason for name in proto.output if name})

@@ -114,7 +114,12 @@ class Conversion:
         return tuple(shape["NHWC".index(letter)] for letter in value.order)
 
     def store(self, name: str, value: np.ndarray) -> str:
-        return self.builder.constant(name, value.astype(np.float32))
+        """Add a float32 constant to the Graph; it must be finite."""
+        with np.errstate(over="ignore"):
+            rounded = value.astype(np.float32)
+        if not np.isfinite(rounded).all():
+            raise Unsupported("its weights are not finite in float32")
+        return self.builder.constant(name, rounded)
 
     def scale_offset(self, x: str, scale: np.ndarray, offset: np.ndarray, output: str, activation: str = "none") -> str:
         """Append y = x * scale + offset; scale and offset (C,) or scalars."""
@@ -241,8 +246,10 @@ def _batch_norm(c: Conversion, node: OnnxNode) -> Value:
     if x.order not in ("NCHW", "NC") or x.flat or node.attributes.get("training_mode", 0):
         raise Unsupported(f"its input has axes {x.order}, where NCHW and NC at inference are supported")
     gamma, beta, mean, variance = (c.floats(node, index) for index in range(1, 5))  # (C,) each
-    scale = gamma / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
-    c.scale_offset(x.tensor, scale, beta - mean * scale, node.output)
+    with np.errstate(all="ignore"):  # a variance that is not positive ends as a constant that is not finite
+        scale = gamma / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
+        offset = beta - mean * scale
+    c.scale_offset(x.tensor, scale, offset, node.output)
     return Value(node.output, x.order)
 
 

@@ -52,6 +52,9 @@ def fold_batchnorm(graph: Graph) -> Graph:
 
     With y = (w x + b) * s + o, the new weights are w * s and the new bias is b * s + o, computed in float64 and stored
     as float32. A batch norm after anything else (a concat, an add, a value that is also read elsewhere) stays.
+
+    Raises:
+        InputError: folded weights are not finite (the file is damaged).
     """
     graph = graph.copy()
     for norm in list(graph.nodes):
@@ -62,11 +65,13 @@ def fold_batchnorm(graph: Graph) -> Graph:
         weights, bias = (graph.constants[name].astype(np.float64) for name in producer.inputs[-2:])
         shape = [1] * weights.ndim
         shape[FOLD_AXIS[producer.op]] = -1
-        folded = (weights * scale.reshape(shape)).astype(np.float32)
-        new_names = (
-            _add_constant(graph, producer, producer.inputs[-2], folded),
-            _add_constant(graph, producer, producer.inputs[-1], (bias * scale + offset).astype(np.float32)),
-        )
+        with np.errstate(over="ignore"):
+            folded = (weights * scale.reshape(shape)).astype(np.float32), (bias * scale + offset).astype(np.float32)
+        if not all(np.isfinite(array).all() for array in folded):
+            raise InputError(f"graph {graph.name}: batch_norm -> {norm.output} makes weights that are not finite")
+        new_names = [
+            _add_constant(graph, producer, name, array) for name, array in zip(producer.inputs[-2:], folded)
+        ]
         merged = producer.replace(inputs=(*producer.inputs[:-2], *new_names))
         _merge(graph, producer, norm, merged.with_attributes(activation=_activation(norm)))
     return prune(graph)

@@ -155,9 +155,7 @@ class _Reader:
         graph = model.Subgraphs(0)
         tensors = [self.tensor(i, t, buffers) for i, t in enumerate(self.tables(graph, "Tensors"))]
         codes = [self.operator_code(code) for code in self.tables(model, "OperatorCodes")]
-        operators = [
-            self.operator(i, op, codes, len(tensors)) for i, op in enumerate(self.tables(graph, "Operators"))
-        ]
+        operators = [self.operator(i, op, codes, len(tensors)) for i, op in enumerate(self.tables(graph, "Operators"))]
         metadata = {}
         for entry in self.tables(model, "Metadata"):
             value = _item(buffers, entry.Buffer(), "metadata buffer")
@@ -350,9 +348,7 @@ def _constant(raw: np.ndarray, shape: tuple[int, ...], dtype: str, index: int, n
         count *= size  # Python integers: a hostile shape must not wrap around
     expected = (count + 1) // 2 if dtype == "int4" else count * np.dtype(dtype).itemsize
     if raw.nbytes != expected:
-        raise ValueError(
-            f"tensor {index} ({name}) of shape {shape} {dtype} needs {expected} bytes, has {raw.nbytes}"
-        )
+        raise ValueError(f"tensor {index} ({name}) of shape {shape} {dtype} needs {expected} bytes, has {raw.nbytes}")
     if dtype == "int4":
         nibbles = np.stack([raw & 15, raw >> 4], axis=1).reshape(-1)[:count]  # (count,) uint8, 0..15
         array = ((nibbles.astype(np.int8) ^ 8) - 8).reshape(shape)
