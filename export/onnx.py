@@ -174,15 +174,16 @@ class _Writer:
             return f"{name}:dequantized"
         names = [self.constant(name, array), *self._grid(name, quantization, array.dtype)]
         per_channel = {"axis": axis} if quantization.scale.size > 1 else {}
-        if array.dtype == np.int32:  # ONNX has no zero point for int32
-            names = names[:2]
         return self.append("DequantizeLinear", names, f"{name}:dequantized", **per_channel)
 
     def _grid(self, name: str, quantization: Quantization, dtype: Any) -> list[str]:
         scale, zero_point = quantization.scale.astype(np.float32), quantization.zero_point.astype(dtype)
         if scale.size == 1:
             scale, zero_point = scale.reshape(()), zero_point.reshape(())
-        return [self.constant(f"{name}:scale", scale), self.constant(f"{name}:zero_point", zero_point)]
+        names = [self.constant(f"{name}:scale", scale)]
+        if dtype != np.int32:  # ONNX has no zero point for int32
+            names.append(self.constant(f"{name}:zero_point", zero_point))
+        return names
 
     def _through_grid(self, value: str, tensor: str, output: str) -> str:
         """``value`` rounded to the grid of ``tensor``, as float again."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyvad.firmware_sim.targets import Target
-
 from tinyvad.errors import InputError
+from tinyvad.firmware_sim.targets import Target
 
 
 def estimate(macs: int, target: Target, engine: str = "cmsis_nn") -> dict[str, Any]:

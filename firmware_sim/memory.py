@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinyvad.firmware_sim import tflm_kernels
-
 from tinyvad.errors import InputError
+from tinyvad.firmware_sim import tflm_kernels
 from tinyvad.graph.tflite_file import TfliteFile, TfliteTensor, read_tflite
 
 ALIGNMENT = 16  # MicroArenaBufferAlignment()

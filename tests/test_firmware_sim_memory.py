@@ -20,6 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tflite_builder import TfliteBuilder
+
+from tinyvad.errors import InputError
 from tinyvad.firmware_sim.memory import (
     Buffer,
     align,
@@ -29,8 +31,6 @@ from tinyvad.firmware_sim.memory import (
     summary,
     tflite_buffers,
 )
-
-from tinyvad.errors import InputError
 from tinyvad.graph.tflite_file import read_tflite
 
 _RUN_TFLM = """

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
+from tinyvad.errors import InputError
 from tinyvad.firmware_sim.latency import estimate
 from tinyvad.firmware_sim.targets import (
     FLASH_KINDS,
@@ -14,8 +16,6 @@ from tinyvad.firmware_sim.targets import (
     load_target,
     spans,
 )
-
-from tinyvad.errors import InputError
 
 KIB = 1024
 # Data RAM (without ITCM), flash and largest block in KiB, from the chips' data sheets.

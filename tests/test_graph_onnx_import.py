@@ -16,9 +16,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from reference_interpreter import run
-from tinyvad.export.onnx import to_onnx
 
 from tinyvad.errors import InputError
+from tinyvad.export.onnx import to_onnx
 from tinyvad.graph.ir import Graph
 from tinyvad.graph.onnx_import import guess_preprocessing, import_onnx, load_onnx
 from tinyvad.graph.taps import default_layers, tap_candidates

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import flatbuffers
 import numpy as np
@@ -167,8 +168,8 @@ def test_agrees_with_litert(shared: Path, name: str) -> None:
         assert tensor.shape == tuple(detail["shape"])
         assert np.dtype(tensor.dtype) == detail["dtype"]
         parameters = detail["quantization_parameters"]
-        scale = [] if tensor.quantization is None else tensor.quantization.scale
-        zero_point = [] if tensor.quantization is None else tensor.quantization.zero_point
+        scale: Any = [] if tensor.quantization is None else tensor.quantization.scale
+        zero_point: Any = [] if tensor.quantization is None else tensor.quantization.zero_point
         np.testing.assert_array_equal(scale, parameters["scales"])
         np.testing.assert_array_equal(zero_point, parameters["zero_points"])
         if tensor.quantization is not None and tensor.quantization.axis is not None:

@@ -60,9 +60,7 @@ def conv_bn(
     return b.add("batch_norm", [y, scale, offset], output or name, activation=activation)
 
 
-def inverted_residual(
-    b: GraphBuilder, x: str, name: str, kernel: int, expand: int, channels: int, stride: int
-) -> str:
+def inverted_residual(b: GraphBuilder, x: str, name: str, kernel: int, expand: int, channels: int, stride: int) -> str:
     """Append 1x1 expand, depthwise, linear 1x1 project, and the shortcut where shapes agree.
 
     The block's value is called ``name``; inner ones ``name.expand`` (absent for ``expand`` 1), ``name.depthwise``

@@ -59,7 +59,8 @@ def with_weights_from(definition: Graph, imported: Graph) -> Graph:
 
     Args:
         definition: what a ``build`` returned.
-        imported: a float32 Graph of the same network at the same input size, batch norms folded or not.
+        imported: a float32 Graph of the same network, batch norms folded or not; at any input size, as symmetric
+            padding does not depend on it (files with TensorFlow's SAME padding are refused).
 
     Raises:
         InputError: a layer differs or is missing (named, with both shapes), or the weights are not float32.

@@ -180,7 +180,7 @@ class TriangularScorer:
             projection = Projection(_section(sections, "PROJ", (depth, d), "int8"), *numbers)
         if mode == 1:
             indices = _section(sections, "INDX", (d,), "uint16")
-        if mode == 0 and d != depth or indices is not None and indices.max() >= depth:
+        if (mode == 0 and d != depth) or (indices is not None and indices.max() >= depth):
             raise InputError(f"bank section CFG : d = {d} does not go with an embedding of {depth} values")
         return cls(mean, codes[..., :d], tables[0], bits, s_code, s_table, factor, indices, projection)
 

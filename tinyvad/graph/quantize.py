@@ -121,7 +121,7 @@ def _activation_quantizations(graph: Graph, statistics: Statistics, first: Quant
         if node.op in SAME_SCALE_OPS:
             ranges[node.output] = ranges[node.inputs[0]]
         else:
-            ranges[node.output] = _range(graph, statistics, node.output)
+            ranges[node.output] = _range(graph, statistics, node)
     for node in graph.nodes:
         if node.op == "concat":  # TFLite's concat copies: its inputs take the range of the whole
             for name in node.inputs:
@@ -129,12 +129,14 @@ def _activation_quantizations(graph: Graph, statistics: Statistics, first: Quant
     return ranges
 
 
-def _range(graph: Graph, statistics: Statistics, name: str) -> Quantization:
+def _range(graph: Graph, statistics: Statistics, node: Node) -> Quantization:
+    name = node.output
     if name not in statistics:
         raise InputError(f"graph {graph.name}: calibration saw nothing of {name}")
     seen = statistics[name]
     margin = TAP_MARGIN if name in graph.outputs else 1.0
-    return affine_range(float(seen.low.min()) * margin, float(seen.high.max()) * margin)
+    low, high = float(seen.low.min()) * margin, float(seen.high.max()) * margin
+    return affine_range(low, min(high, 6.0) if node.attributes.get("activation") == "relu6" else high)
 
 
 def affine_range(low: float, high: float) -> Quantization:
