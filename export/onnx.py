@@ -9,8 +9,8 @@ adds, such as ``mean``, ``std`` and ``colour``. The same graph gives the same by
 
 ``to_onnx_qdq`` surrounds every int8 activation with QuantizeLinear and DequantizeLinear, and stores int8 weights and
 int32 biases behind a DequantizeLinear per channel. onnxruntime turns this into int8 kernels; they round otherwise than
-TFLite, so a tap can differ from the exact engine by a few steps of its grid. TensorRT wants zero points of 0, which
-TFLite's grids don't have: give it the float file.
+TFLite, and the differences grow from layer to layer: a tap can differ from the exact engine by several steps of its
+grid. TensorRT wants zero points of 0, which TFLite's grids don't have: give it the float file.
 
 Source: the ONNX operator specification, opset 17, and onnxruntime's description of the QDQ format.
 """

@@ -23,7 +23,7 @@ import numpy as np
 from tinyvad.errors import InputError
 from tinyvad.graph.ir import Graph, Node
 from tinyvad.graph.shapes import window_size
-from tinyvad.graph.tflite_import import same_pads
+from tinyvad.graph.tflite_conversion import same_pads
 
 NO_PADS = (0, 0, 0, 0)
 

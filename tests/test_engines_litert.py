@@ -194,6 +194,12 @@ def mean_graph(op: str, rng: np.random.Generator) -> tuple[Graph, Callable[[np.n
     return graph, oracle
 
 
+def nearest(size: int, out: int) -> np.ndarray:
+    """Source index of each output: floor(i * ratio) with the ratio in float32, so that 6 -> 74 is not i * 6 // 74."""
+    steps = np.arange(out, dtype=np.float32) * (np.float32(size) / np.float32(out))
+    return np.minimum(np.floor(steps).astype(int), size - 1)
+
+
 def copy_graph(op: str, rng: np.random.Generator) -> tuple[Graph, Callable[[np.ndarray], np.ndarray]]:
     """Ops that only move values, and the two standalone activations."""
     scale = pick_scale(rng, 0.02, 0.1)
@@ -208,7 +214,7 @@ def copy_graph(op: str, rng: np.random.Generator) -> tuple[Graph, Callable[[np.n
     elif op == "reshape":
         attributes = {"shape": (1, 6, 5, 4)}
     elif op == "resize_nearest":
-        attributes = {"size": (int(rng.integers(1, 20)), int(rng.integers(1, 20)))}
+        attributes = {"size": (int(rng.integers(1, 20)), 74)}
     graph = b.finish([b.add(op, inputs, "out", **attributes)])
     per_tensor("input", graph, scale)
     per_tensor("out", graph, out)
@@ -222,8 +228,7 @@ def copy_graph(op: str, rng: np.random.Generator) -> tuple[Graph, Callable[[np.n
         if op == "reshape":
             return q.reshape(6, 5, 4)
         if op == "resize_nearest":
-            (height, width), rows = attributes["size"], np.arange
-            return q[rows(height) * 5 // height][:, rows(width) * 6 // width]
+            return q[nearest(5, attributes["size"][0])][:, nearest(6, attributes["size"][1])]
         if op == "relu":
             return clamped(requantized(q.astype(np.int64) - scale[1], scale[0] / out[0]), out, "relu")
         return relu6

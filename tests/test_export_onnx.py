@@ -214,7 +214,9 @@ def test_qdq_of_a_network_is_within_one_step_at_its_taps() -> None:
 
 def test_qdq_keeps_the_integers_of_the_graph() -> None:
     graph = quantised(block(), normal(3, *SHAPE))
-    stored = {array.name: onnx.numpy_helper.to_array(array) for array in to_onnx_qdq(graph).graph.initializer}
+    model = to_onnx_qdq(graph)
+    stored = {array.name: onnx.numpy_helper.to_array(array) for array in model.graph.initializer}
+    assert set(stored) <= {name for node in model.graph.node for name in node.input}  # nothing is left over
     assert np.array_equal(stored["stem/w"], graph.constants["stem/w"].transpose(0, 3, 1, 2))
     assert np.array_equal(stored["dw/w"], graph.constants["dw/w"].transpose(3, 0, 1, 2))
     assert stored["stem/b"].dtype == np.int32 and np.array_equal(stored["stem/b"], graph.constants["stem/b"])

@@ -19,9 +19,7 @@ from tinyvad.graph.ir import Graph, GraphBuilder, Quantization
 from tinyvad.graph.tflite_file import read_tflite
 
 
-def window_graph(
-    op: str, size: tuple[int, int], kernel: tuple[int, int], channels: int = 2, **attributes: Any
-) -> Graph:
+def window_graph(op: str, size: tuple[int, int], kernel: tuple[int, int], channels: int = 2, **attributes: Any) -> Graph:
     """One conv, depthwise or pool node on a (1, H, W, channels) map; weights are small whole numbers."""
     rng = np.random.default_rng(7)
     b = GraphBuilder("window", (1, *size, channels))

@@ -62,6 +62,7 @@ TAGS = {
     "BIAS": "bias, multiplier and shift of every projected direction",
     "INDX": "chosen channels of the embedding",
     "STEP": "scale and step of every tapped tensor, for tools; the firmware has them in TAPS",
+    "LUT ": "the network's int8 input of every pixel value of every channel",
     "META": "UTF-8 JSON object for people and tools; the firmware never reads it",
     "TEST": "golden patch vectors, (n, D) int8: the input of the device's self-test",
     "GOLD": "what TEST must give, (n, 3) uint32: task, position, exact patch score",

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tinyvad.errors import InputError
-from tinyvad.layouts import Dataset, Sample, find_datasets
+from tinyvad.layouts import Dataset, Sample, find_datasets, list_images
 from tinyvad.resize import MAX_SIDE, resize, resize_mask
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "apply_table",
     "find_datasets",
     "input_table",
+    "list_images",
     "load_images",
     "read_image",
     "read_mask",

@@ -284,6 +284,14 @@ def _list(folder: Path) -> tuple[list[Path], list[Path]]:
     return _by_path(folders), _by_path(images)
 
 
+def list_images(folder: Path) -> list[Path]:
+    """All image files below a folder, sorted. Raises InputError if there are none."""
+    images = _images_under(folder)
+    if not images:
+        raise InputError(f"{folder}: no images ({' '.join(name[1:] for name in EXTENSIONS)})")
+    return images
+
+
 def _images_under(folder: Path, above: tuple[str, ...] = ()) -> list[Path]:
     """All images below a folder, sorted; a link back to a folder above is not followed."""
     real = os.path.realpath(folder)

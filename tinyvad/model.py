@@ -76,7 +76,11 @@ class Model:
     ) -> None:
         self.manifest, self.preprocessing, self.table = manifest, preprocessing, table
         self.embedding, self.scorer, self.engine, self.bank = embedding, scorer, engine, bank
-        self.threshold = int(manifest["thresholds"]["int8" if engine.exact else engine.name]["raw"])
+        # the device's threshold is the bank's; the float engine's stands in the manifest alone
+        if engine.exact:
+            self.threshold = int(bank.sections["THRS"][0])
+        else:
+            self.threshold = int(manifest["thresholds"][engine.name]["raw"])
 
     @property
     def threshold_score(self) -> float:
@@ -233,6 +237,13 @@ def load(build: str | Path, engine: str = "int8") -> Model:
         preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
         quantization = manifest["backbone"]["input_quantization"]
         table = input_table(preprocessing.mean, preprocessing.std, quantization["scale"], quantization["zero_point"])
+        for tag in ("LUT ", "THRS"):
+            if tag not in bank.sections:
+                raise InputError(f"{folder / 'bank.tvb'}: section {tag} is missing; make the build again")
+        if not np.array_equal(bank.sections["LUT "], table):
+            raise CheckFailed(
+                f"{folder / MANIFEST}: preprocessing gives another input table than bank.tvb holds; use the files of one build"
+            )
         names = manifest["backbone"]["layers"]
         embedding = Embedding.from_sections(bank.sections, bank.header.grid_size, names)
         scorer = load_scorer(bank, embedding.depth)

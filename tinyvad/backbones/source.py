@@ -116,6 +116,11 @@ def _from_file(path: Path, layers: list[str] | None, mean: Triple | None, std: T
     )
 
 
+def open_network(path: Path, size: int = 224) -> Graph:
+    """The normalised float graph of a whole .onnx or .tflite file, to look at."""
+    return _import(path, size, None)[0]
+
+
 def _import(path: Path, size: int, layers: list[str] | None) -> tuple[Graph, tuple[Triple, Triple]]:
     """The normalised float graph of a file at an input size, and the (mean, std) that it or its layout tells."""
     if path.suffix.lower() == ".onnx":

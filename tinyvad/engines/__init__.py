@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from tinyvad.errors import InputError
 
 
 class Engine(Protocol):
@@ -31,3 +35,37 @@ class Engine(Protocol):
             InputError: the images' shape or dtype is not the network's.
         """
         ...
+
+
+ENGINES = ("int8", "onnx", "litert", "tflm")
+
+
+def open_engine(name: str, build: Path) -> Engine:
+    """The engine of that name over a build's backbone.
+
+    Raises:
+        InputError: no engine of that name, it is not installed, or it can't run the file.
+    """
+    if name == "int8":
+        from tinyvad.engines.int8 import Int8Engine
+        from tinyvad.graph.tflite_import import import_tflite
+
+        return Int8Engine(import_tflite(build / "backbone.tflite"), threads())
+    if name == "onnx":
+        from tinyvad.engines.onnx import OnnxEngine
+
+        return OnnxEngine(build / "backbone.onnx", threads())
+    if name == "litert":
+        from tinyvad.engines.litert import LitertEngine
+
+        return LitertEngine(build / "backbone.tflite")
+    if name == "tflm":
+        from tinyvad.engines.tflm import TflmEngine
+
+        return TflmEngine(build / "backbone.tflite")
+    raise InputError(f"no engine called {name}; choose one of {', '.join(ENGINES)}")
+
+
+def threads() -> int:
+    """Images that run at once; no result depends on it."""
+    return max(1, min(os.cpu_count() or 1, 8))

@@ -73,7 +73,5 @@ def _runtime() -> Any:
     try:
         from tflite_micro import runtime
     except ImportError as error:
-        raise InputError(
-            "the tflm engine needs TFLM, which is not installed: pip install 'tinyvad[sim]'"
-        ) from error
+        raise InputError("the tflm engine needs TFLM, which is not installed: pip install 'tinyvad[sim]'") from error
     return runtime

@@ -1,0 +1,364 @@
+"""The command line: one thin function a verb. Each calls the room that does the work, and prints.
+
+Everywhere: ``--json`` prints one JSON object on stdout and nothing else there; progress goes to stderr and only to a
+terminal; exit codes are 0 done, 1 a check failed, 2 wrong use or bad input with one line that says what and where.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tinyvad.errors import InputError, TinyvadError
+from tinyvad.version import __version__
+
+
+def _verb(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors that a user can act on become one line on stderr and an exit code."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except TinyvadError as error:
+            click.echo(f"tinyvad: {' '.join(str(error).split())}", err=True)
+            sys.exit(error.exit_code)
+        except MemoryError:
+            click.echo("tinyvad: out of memory; use fewer or smaller images, or a smaller --image-size", err=True)
+            sys.exit(2)
+
+    return run
+
+
+def _progress(quiet: bool) -> Callable[[str, int, int], None]:
+    """A one-line bar a stage on stderr, with the time left; silent if that is no terminal."""
+    import time
+
+    state: dict[str, Any] = {"stage": None, "start": 0.0}
+    show = sys.stderr.isatty() and not quiet
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if not show:
+            return
+        if stage != state["stage"]:
+            state.update(stage=stage, start=time.monotonic())
+        passed = time.monotonic() - state["start"]
+        left = passed / done * (total - done) if done else 0.0
+        filled = 24 * done // max(total, 1)
+        end = "\n" if done >= total else ""
+        bar = "#" * filled + "." * (24 - filled)
+        sys.stderr.write(f"\r{stage:<16} [{bar}] {done}/{total}  {left:4.0f} s left{end}")
+        sys.stderr.flush()
+
+    return tell
+
+
+def _emit(as_json: bool, value: dict[str, Any], text: str) -> None:
+    click.echo(json.dumps(value, indent=1) if as_json else text)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+engine_option = click.option(
+    "--engine", default="int8", show_default=True, type=click.Choice(["int8", "onnx", "litert", "tflm"]),
+    help="int8 is what the device computes.",
+)  # fmt: skip
+on_error_option = click.option(
+    "--on-error", type=click.Choice(["stop", "skip"]), help="What to do with an unreadable image. Default: stop."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def main() -> None:
+    """Fit a visual anomaly detector on good images, and get a build that is proven to fit the chip it was built for."""
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path())
+@json_option
+@_verb
+def init(folder: Path, as_json: bool) -> None:
+    """Write a commented tinyvad.toml into FOLDER.
+
+    Example: tinyvad init my-part
+    """
+    from tinyvad.files import write_text
+    from tinyvad.project import FILE, TEMPLATE
+
+    path = folder / FILE
+    if path.exists():
+        raise InputError(f"{path} exists; edit it, or remove it first")
+    write_text(path, TEMPLATE)
+    _emit(as_json, {"written": str(path)}, f"wrote {path}")
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-data"), show_default=True)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@json_option
+@_verb
+def demo(out: Path, seed: int, as_json: bool) -> None:
+    """Render a small synthetic part with defects, in MVTec layout.
+
+    Example: tinyvad demo && tinyvad build --data demo-data --target cortex-m7
+    """
+    from tinyvad.demo import render_demo
+
+    folder = render_demo(out, seed=seed)
+    _emit(as_json, {"written": str(folder)}, f"rendered a synthetic part into {folder}")
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of images (MVTec, VisA, plain folders, or all good).")
+@click.option("--target", help="Chip, board, alias or .toml file; see `tinyvad targets`.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where the build goes.  [default: build]")
+@click.option("--project", "project_file", type=click.Path(path_type=Path), help="Settings.  [default: ./tinyvad.toml]")
+@click.option("--category", help="Which one, if --data holds several. Default: a build for each.")
+@click.option("--backbone", help="Name (`tinyvad backbones`), .onnx or .tflite file.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Weights for a backbone given by name.")
+@click.option("--layers", help="Tapped tensors, comma separated.")
+@click.option("--method", help="See `tinyvad methods`. Default: by rule.")
+@click.option("--image-size", type=int, help="Network input in pixels. Default: the largest that fits.")
+@click.option("--grid", type=int, help="Cells a side of the score map.")
+@click.option("--dimensions", type=int, help="Directions that padim-compact keeps.")
+@click.option("--bank-bytes", help="Upper bound, e.g. 160K.")
+@click.option("--frame", help="Camera frame to keep in RAM, e.g. 320x240-rgb565.")
+@click.option("--bit-depth", type=int, help="Bits that 16-bit files hold.")
+@click.option("--threshold", type=click.Choice(["quantile", "f1"]), help="f1 needs labelled defects.  [default: quantile]")
+@click.option("--quantile", type=float, help="Share of held-out good images below the threshold.  [default: 0.99]")
+@click.option("--seed", type=int, help="[default: 0]")
+@on_error_option
+@json_option
+@_verb
+def build(project_file: Path | None, as_json: bool, layers: str | None, **flags: Any) -> None:
+    """Fit, quantise, export, plan, check and report.
+
+    Example: tinyvad build --data bottle --target cortex-m7 --backbone mcunet.onnx
+    """
+    from tinyvad.build import build as make
+    from tinyvad.project import load_project
+
+    chosen = {**flags, "layers": tuple(layers.split(",")) if layers else None}
+    project = load_project(project_file, {k: str(v) if isinstance(v, Path) else v for k, v in chosen.items()})
+    builds = make(project, _progress(as_json))
+    reports = [{"build": str(b.folder), **_headline(b.report)} for b in builds]
+    _emit(as_json, reports[0] if len(reports) == 1 else {"builds": reports}, "\n".join(_describe(r) for r in reports))
+
+
+def _headline(report: dict[str, Any]) -> dict[str, Any]:
+    keys = ("method", "backbone", "preprocessing", "grid", "thresholds", "metrics", "budget", "latency", "verification")
+    return {key: report[key] for key in keys} | {"dataset": report["dataset"]}
+
+
+def _describe(r: dict[str, Any]) -> str:
+    size, method = r["preprocessing"]["height"], r["method"]
+    settings = ", ".join(f"{k} {v}" for k, v in method["settings"].items() if v is not None)
+    lines = [
+        f"{r['build']}: {method['name']} ({settings}) on {r['backbone']['name']} at {size} px, grid {r['grid'][0]}x{r['grid'][1]}",
+        f"  backbone   {r['backbone']['source']}; taps {', '.join(r['backbone']['layers'])}",
+        f"  good       {r['dataset']['n_train']} images; threshold {r['thresholds']['score']:.3f} ({r['thresholds']['rule']})",
+    ]
+    if r["budget"]:
+        b = r["budget"]
+        label = b["target"] if b["alias"] is None else f"{b['alias']} ({b['target']})"
+        flash = f"{b['flash_used']:,} of {b['flash_available']:,} B" if b["flash_available"] else f"{b['flash_used']:,} B"
+        lines.append(f"  fits       {label}: RAM {b['ram_used']:,} of {b['ram_available']:,} B, flash {flash}")
+    if r["latency"]:
+        lines.append(f"  latency    about {r['latency']['ms']:.0f} ms (estimated, {r['latency']['engine']})")
+    if r["metrics"]:
+        lines.append("  test       " + _metrics_line(r["metrics"]))
+    compared = [f"{name} {facts['status']}" for name, facts in r["verification"]["engines"].items() if name != "int8"]
+    lines.append(f"  engines    {'; '.join(compared)}")
+    lines.append(f"  report     {Path(r['build']) / 'report.html'}")
+    return "\n".join(lines)
+
+
+def _metrics_line(metrics: dict[str, Any]) -> str:
+    names = ("image_AUROC", "image_F1Max", "image_F1_floor", "pixel_AUROC", "pixel_F1Max", "pixel_AUPRO")
+    shown = [f"{name} {metrics[name]:.3f}" for name in names if metrics.get(name) is not None]
+    shown.append(f"{metrics['false_alarms']} of {metrics['n_normal']} good flagged")
+    shown.append(f"{metrics['missed']} of {metrics['n_anomalous']} defects missed")
+    return ", ".join(shown)
+
+
+@main.command(name="eval")
+@click.argument("build_folder", metavar="BUILD", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--category", help="Which one, if --data holds several. Default: the build's own.")
+@engine_option
+@on_error_option
+@json_option
+@_verb
+def evaluate(
+    build_folder: Path, data: Path, category: str | None, engine: str, on_error: str | None, as_json: bool
+) -> None:
+    """Metrics on labelled images.
+
+    Example: tinyvad eval build --data bottle --engine int8 --json
+    """
+    from tinyvad.evaluate import evaluate as measure
+    from tinyvad.images import find_datasets
+    from tinyvad.model import load
+
+    model = load(build_folder, engine)
+    datasets = {dataset.name: dataset for dataset in find_datasets(data, need_good=False)}
+    wanted = category or (model.manifest["task"] if len(datasets) > 1 else next(iter(datasets)))
+    if wanted not in datasets:
+        raise InputError(f"{data} has no category {wanted}; choose with --category among {', '.join(datasets)}")
+    tell = _progress(as_json)
+    result = measure(model, datasets[wanted], on_error or "stop", lambda done, total: tell("test images", done, total))
+    for path, reason in result.skipped:
+        click.echo(f"skipped {path}: {reason}", err=True)
+    value = {**result.metrics, "skipped": [str(path) for path, _ in result.skipped]}
+    _emit(as_json, value, _metrics_line(result.metrics))
+
+
+@main.command()
+@click.argument("build_folder", metavar="BUILD", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--overlay", type=click.Path(path_type=Path), help="Folder for heat-map pictures.")
+@engine_option
+@on_error_option
+@json_option
+@_verb
+def predict(
+    build_folder: Path, images: tuple[Path, ...], overlay: Path | None, engine: str, on_error: str | None, as_json: bool
+) -> None:
+    """Score images (files or folders of files): `image_path pred_score pred_label threshold` a line.
+
+    Example: tinyvad predict build part1.png part2.png --overlay heat-maps
+    """
+    from tinyvad.images import list_images
+    from tinyvad.model import load
+
+    model = load(build_folder, engine)
+    paths = [path for item in images for path in (list_images(item) if item.is_dir() else [item])]
+    skipped: list[tuple[Path, str]] = []
+    rows = []
+    for prediction in model.stream(paths, on_error=on_error or "stop", skipped=skipped):
+        row = {
+            "image_path": str(prediction.image_path),
+            "pred_score": prediction.pred_score,
+            "pred_label": prediction.pred_label,
+            "threshold": model.threshold_score,
+        }
+        rows.append(row)
+        if not as_json:
+            click.echo(f"{row['image_path']} {row['pred_score']:.6g} {row['pred_label']} {row['threshold']:.6g}")
+        if overlay is not None:
+            _save_overlay(model, prediction, overlay, len(rows))
+    for path, reason in skipped:
+        click.echo(f"skipped {path}: {reason}", err=True)
+    if as_json:
+        click.echo(json.dumps({"predictions": rows, "skipped": [str(path) for path, _ in skipped]}, indent=1))
+
+
+def _save_overlay(model: Any, prediction: Any, folder: Path, number: int) -> None:
+    from tinyvad.report.pictures import save_overlay
+
+    image = model.preprocessing.uint8_input(prediction.image_path)
+    name = f"{number:05d}_{prediction.image_path.stem}.png"
+    save_overlay(folder / name, image, prediction.anomaly_map, model.threshold_score, 2 * model.threshold_score)
+
+
+@main.command()
+@click.argument("build_folder", metavar="BUILD", type=click.Path(path_type=Path))
+@click.option("--target", help="Another target than the build's own.")
+@click.option("--frame", help="Camera frame to keep in RAM, e.g. 320x240-rgb565.")
+@click.option("--format", "form", type=click.Choice(["table", "json", "markdown", "junit"]), default="table", show_default=True)
+@click.option("--baseline", type=click.Path(path_type=Path), help="JSON of an earlier `profile --format json`.")
+@click.option("--max-growth", default="3%", show_default=True, help="How much any figure may grow over the baseline.")
+@json_option
+@_verb
+def profile(
+    build_folder: Path, target: str | None, frame: str | None, form: str, baseline: Path | None, max_growth: str, as_json: bool
+) -> None:
+    """RAM and flash by region and by owner, for people and for CI.
+
+    Example: tinyvad profile build --format json > base.json; tinyvad profile build --baseline base.json
+    """
+    from tinyvad.profiling import profile as measure
+    from tinyvad.profiling import render
+
+    problems, value = measure(build_folder, target, frame, baseline, max_growth)
+    click.echo(render(value, "json" if as_json else form))
+    for problem in problems:
+        click.echo(f"tinyvad: {problem}", err=True)
+    if problems:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("build_folder", metavar="BUILD", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of images. Default: those that the build keeps.")
+@click.option("--images", "limit", type=click.IntRange(1), default=20, show_default=True, help="How many of --data.")
+@json_option
+@_verb
+def verify(build_folder: Path, data: Path | None, limit: int, as_json: bool) -> None:
+    """Run the same images through every engine at hand; one differing integer fails.
+
+    Example: tinyvad verify build --data bottle
+    """
+    from tinyvad.verify import images_of, summary
+    from tinyvad.verify import verify as compare
+
+    tell = _progress(as_json)
+    images = None if data is None else images_of(build_folder, data, limit)
+    result = compare(build_folder, images, lambda done, total: tell("compare engines", done, total))
+    _emit(as_json, result, summary(result))
+    if not result["ok"]:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+@_verb
+def inspect(file: Path, as_json: bool) -> None:
+    """Fields of a .tvb bank, a .tflite model or a build.
+
+    Example: tinyvad inspect model.tflite --json
+    """
+    from tinyvad.inspection import inspect as look
+
+    value, text = look(file)
+    _emit(as_json, value, text)
+
+
+@main.command()
+@json_option
+@_verb
+def targets(as_json: bool) -> None:
+    """Chips and boards with their memory, and aliases."""
+    from tinyvad.inspection import targets_table
+
+    value, text = targets_table()
+    _emit(as_json, value, text)
+
+
+@main.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@json_option
+@_verb
+def backbones(file: Path | None, as_json: bool) -> None:
+    """Backbones by name; with FILE (.onnx, .tflite), the layers of that network that can be tapped."""
+    from tinyvad.inspection import backbones_table
+
+    value, text = backbones_table(file)
+    _emit(as_json, value, text)
+
+
+@main.command()
+@json_option
+@_verb
+def methods(as_json: bool) -> None:
+    """Detectors."""
+    from tinyvad.detectors import METHODS
+
+    _emit(as_json, METHODS, "\n".join(f"{name:<16} {text}" for name, text in METHODS.items()))

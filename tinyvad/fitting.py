@@ -1,0 +1,229 @@
+"""From good images to an integer scorer and a threshold, with the features of the exact engine.
+
+Flows in: tapped int8 maps of good images (kept on disk while a build runs), the method and the bytes it may take.
+Flows out: the embedding, the fitted scorer, held-out scores and the threshold.
+
+The default method, by a rule that looks at no defect: ``padim-compact`` from five good images on, ``patchcore`` below
+(a nearest neighbour needs no covariance). Its grid is that of the deepest tap, its d the largest of ``DIMENSIONS`` whose
+bank fits the bytes; where none fits, the grid is halved. Reason: in the reference study the AUROC of compact banks rises
+with d up to about 64 and hardly with the grid.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+
+from tinyvad.detectors import METHODS, Scorer
+from tinyvad.detectors.padim import Padim, PadimCompact, compact_bytes
+from tinyvad.embedding import Embedding, make_taps
+from tinyvad.errors import CheckFailed, InputError
+from tinyvad.graph.ir import Tensor
+
+DIMENSIONS = (64, 56, 48, 40, 32, 24, 16, 8)
+FEWEST_FOR_GAUSSIANS = 5
+FOLDS = 5
+LEAVE_ONE_OUT_UP_TO = 10
+QUANTILE = 0.99
+BATCH = 32
+BANK_OVERHEAD = 8192  # header, section table, taps, input table, thresholds, golden vectors and names
+DEFAULT_BANK_BYTES = 4 << 20  # where neither a target nor the user sets a limit
+PATCHCORE_CANDIDATES = 50_000
+PATCHCORE_LARGEST = 10_000
+
+
+class TapStore:
+    """Tapped int8 maps of many images in an unnamed temporary file; memory stays that of one batch.
+
+    Args:
+        tensors: the tapped tensors, which give shapes.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.shapes = [tensor.shape[1:] for tensor in tensors]
+        self._sizes = [int(np.prod(shape)) for shape in self.shapes]
+        self._file: IO[bytes] = tempfile.TemporaryFile()
+        self.count = 0
+
+    def append(self, maps: Sequence[np.ndarray]) -> None:
+        """Add [(n, h, w, c)] int8 maps of n images."""
+        n = len(maps[0])
+        rows = np.concatenate([m.reshape(n, -1) for m in maps], axis=1)  # (n, bytes of one image)
+        self._file.seek(0, 2)
+        self._file.write(rows.tobytes())
+        self.count += n
+
+    def batches(self, indices: np.ndarray | None = None) -> Iterator[list[np.ndarray]]:
+        """[(n, h, w, c)] maps of the chosen images (default: all), up to ``BATCH`` at a time."""
+        self._file.flush()
+        rows: np.ndarray = np.memmap(self._file, np.int8, "r", shape=(self.count, sum(self._sizes)))
+        chosen = np.arange(self.count) if indices is None else indices
+        for start in range(0, len(chosen), BATCH):
+            block = rows[chosen[start : start + BATCH]]
+            parts = np.split(block, np.cumsum(self._sizes)[:-1], axis=1)
+            yield [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def embeddings(self, embedding: Embedding, indices: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """(n, H, W, D) int8 embeddings of the chosen images, a batch at a time."""
+        for maps in self.batches(indices):
+            yield embedding.integer(maps)
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """A method with everything chosen; ``bank_bytes`` is an upper estimate, settings go into the manifest."""
+
+    method: str
+    grid: tuple[int, int]
+    settings: dict[str, Any]
+    bank_bytes: int
+
+    @property
+    def common_step(self) -> bool:
+        """True if distances between vectors count, so that all taps share one unit."""
+        return self.method.startswith("patchcore")
+
+
+def plan_method(
+    method: str | None,
+    depth: int,
+    grid: tuple[int, int],
+    n_images: int,
+    limit: int | None,
+    fixed_grid: bool = False,
+    dimensions: int | None = None,
+    seed: int = 0,
+) -> MethodPlan:
+    """Choose method and size under a limit of bank bytes (see the module's text).
+
+    Args:
+        method: None picks by the stated rule.
+        depth: D. grid: of the deepest tap, or the user's (``fixed_grid``).
+        limit: bytes that the whole bank file may take.
+        dimensions: the user's d for padim-compact.
+
+    Raises:
+        InputError: no such method, or dimensions beyond the embedding.
+        CheckFailed: not even the smallest form fits (number, limit, remedy).
+    """
+    if method is not None and method not in METHODS:
+        raise InputError(f"no method called {method}; choose one of {', '.join(METHODS)}")
+    if method is None:
+        method = "padim-compact" if n_images >= FEWEST_FOR_GAUSSIANS else "patchcore"
+    room = (DEFAULT_BANK_BYTES if limit is None else limit) - BANK_OVERHEAD
+    smallest = 0
+    for cells in (grid,) if fixed_grid else _grids(grid):
+        for settings, nbytes in _forms(method, depth, cells, n_images, room, dimensions, seed):
+            if nbytes <= room:
+                return MethodPlan(method, cells, settings, nbytes + BANK_OVERHEAD)
+            smallest = nbytes
+    needs = -(-(smallest + BANK_OVERHEAD) // 1024)
+    raise CheckFailed(
+        f"bank of {method} {needs} KiB > {max(room + BANK_OVERHEAD, 0) // 1024} KiB: use --bank-bytes {needs}K or more, "
+        "another --method, or a larger --target"
+    )
+
+
+def _grids(grid: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    while True:
+        yield grid
+        if max(grid) <= 2:
+            return
+        grid = (max(grid[0] // 2, 1), max(grid[1] // 2, 1))
+
+
+def _forms(
+    method: str, depth: int, grid: tuple[int, int], n_images: int, room: int, dimensions: int | None, seed: int
+) -> Iterable[tuple[dict[str, Any], int]]:
+    """Settings and bytes of a method on a grid, best first."""
+    cells = grid[0] * grid[1]
+    if method == "padim-compact":
+        if dimensions is not None and not 1 <= dimensions <= depth:
+            raise InputError(f"--dimensions {dimensions}: the embedding has {depth}; choose 1 to {depth}")
+        choices = [dimensions] if dimensions is not None else sorted({min(d, depth) for d in DIMENSIONS}, reverse=True)
+        return [({"dimensions": d, "bits": 4}, compact_bytes(grid, depth, d)) for d in choices]
+    if method == "padim-lite":
+        return [({}, cells * 2 * depth + 1024)]
+    if method == "padim":
+        channels = [depth, *(d for d in DIMENSIONS if d < depth)]
+        return [
+            ({"channels": d if d < depth else None, "bits": 8, "seed": seed}, cells * (3 * d + d * (d - 1) // 2) + 2048)
+            for d in channels
+        ]
+    available = min(n_images * cells, PATCHCORE_LARGEST)
+    if method == "patchcore":
+        size = min(available, room // depth)
+        return [({"bank_size": size, "max_candidates": PATCHCORE_CANDIDATES, "seed": seed}, size * depth)] if size else []
+    subspaces = max(m for m in range(1, min(16, depth) + 1) if depth % m == 0)
+    codebooks = min(256, available) * depth
+    size = min(available, (room - codebooks) // subspaces)
+    settings = {"bank_size": size, "subspaces": subspaces, "max_candidates": PATCHCORE_CANDIDATES, "seed": seed}
+    return [(settings, codebooks + size * subspaces)] if size > 0 else []
+
+
+def make_detector(plan: MethodPlan, embedding: Embedding) -> Any:
+    """The unfitted detector of a plan."""
+    settings = dict(plan.settings)
+    if plan.method == "padim-compact":
+        return PadimCompact(steps=embedding.steps, **settings)
+    if plan.method.startswith("padim"):
+        return Padim(steps=embedding.steps, diagonal=plan.method == "padim-lite", **settings)
+    from tinyvad.detectors.patchcore import PatchCore, PatchCoreLite
+
+    kind = PatchCoreLite if plan.method == "patchcore-lite" else PatchCore
+    return kind(step=float(embedding.steps[0]), **settings)
+
+
+def make_embedding(store: TapStore, tensors: Sequence[Tensor], plan: MethodPlan) -> Embedding:
+    """The embedding whose units hold what the good images showed."""
+    unit = Embedding(make_taps(tensors, [127 / 1.2] * len(tensors), False), plan.grid)
+    limits = np.zeros(len(tensors))
+    offsets = np.cumsum([0, *(tensor.shape[3] for tensor in tensors)])
+    for maps in store.batches():
+        real = [(m.astype(np.float32) - tap.zero_point) * tap.scale for m, tap in zip(maps, unit.taps, strict=True)]
+        pooled = np.abs(unit.real(real)).max((0, 1, 2))  # (D,)
+        limits = np.maximum(limits, [pooled[a:b].max() for a, b in zip(offsets, offsets[1:], strict=False)])
+    return Embedding(make_taps(tensors, limits.tolist(), plan.common_step), plan.grid)
+
+
+def held_out_scores(
+    store: TapStore,
+    others: Sequence[TapStore],
+    embedding: Embedding,
+    plan: MethodPlan,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[np.ndarray]:
+    """Image scores of good images by detectors that have not seen them: (n,) int64 for ``store`` and each of ``others``.
+
+    Cross-fitting: the images are dealt into folds in turn, each fold is scored by a detector fitted on the rest. Up to
+    ten images every fold is one image (leave one image out), else there are five. With a single image there is nothing
+    to hold out; it is scored by itself.
+    """
+    n = store.count
+    folds = n if n <= LEAVE_ONE_OUT_UP_TO else FOLDS
+    results = [np.zeros(n, np.int64) for _ in (store, *others)]
+    for fold in range(folds):
+        held = np.arange(fold, n, folds)
+        rest = np.setdiff1d(np.arange(n), held) if n > 1 else held
+        scorer = make_detector(plan, embedding).fit(store.embeddings(embedding, rest)).to_scorer()
+        for result, tested in zip(results, (store, *others), strict=True):
+            result[held] = image_scores(scorer, tested.embeddings(embedding, held))
+        if progress is not None:
+            progress(fold + 1, folds)
+    return results
+
+
+def image_scores(scorer: Scorer, embeddings: Iterable[np.ndarray]) -> np.ndarray:
+    """(n,) int64: the largest squared distance of each image."""
+    return np.concatenate([scorer.score(batch).max((1, 2)).astype(np.int64) for batch in embeddings])
+
+
+def threshold_of(scores: np.ndarray, quantile: float = QUANTILE) -> int:
+    """The smallest integer that at most a share of 1 - quantile of the held-out good images reaches."""
+    ordered = np.sort(scores)[::-1]
+    allowed = int((1 - quantile) * len(scores) + 1e-9)
+    return int(ordered[allowed]) + 1

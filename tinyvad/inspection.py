@@ -1,0 +1,130 @@
+"""What is in a file, and what there is to choose from: plain values for JSON and a text for people, each time.
+
+Flows in: a bank, model or build; nothing for the lists. Flows out: (value, text).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tinyvad.errors import InputError
+
+Shown = tuple[dict[str, Any], str]
+
+
+def inspect(path: Path) -> Shown:
+    """Fields of a .tvb, .tflite or build. Raises InputError for anything else or a malformed file."""
+    if path.is_dir():
+        return _build(path)
+    suffix = path.suffix.lower()
+    if suffix == ".tvb":
+        return _bank(path)
+    if suffix == ".tflite":
+        from tinyvad.firmware_sim.memory import summary
+
+        value = summary(path)
+        return value, "\n".join(f"{key:<26} {_plain(item)}" for key, item in value.items())
+    raise InputError(f"{path}: inspect reads a .tvb bank, a .tflite model or a build folder")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, list):
+        return "; ".join(_plain(item) for item in value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _bank(path: Path) -> Shown:
+    from tinyvad.bank import TAGS, open_bank
+
+    bank = open_bank(path)
+    header = vars(bank.header)
+    sections = [entry._asdict() for entry in bank.section_table()]
+    value = {"file": str(path), "bytes": bank.nbytes, "crc32": f"{bank.crc32:08x}", "header": header,
+             "sections": sections, "meta": bank.meta}  # fmt: skip
+    lines = [f"{path}: {bank.nbytes:,} bytes, crc32 {bank.crc32:08x}"]
+    lines += [f"  {key:<16} {item}" for key, item in header.items()]
+    lines.append("  tag  dtype shape              offset     bytes required")
+    for s in sections:
+        shape = "x".join(str(n) for n in s["shape"]) or "scalar"
+        lines.append(
+            f"  {s['tag']} {s['dtype']:<5} {shape:<16} {s['offset']:>8,} {s['nbytes']:>9,} "
+            f"{'yes' if s['required'] else 'no ':<8} {TAGS.get(s['tag'], 'unknown')}"
+        )
+    lines += [f"  {key:<16} {_plain(item)}" for key, item in bank.meta.items()]
+    return value, "\n".join(lines)
+
+
+def _build(path: Path) -> Shown:
+    from tinyvad.model import read_manifest
+
+    value = read_manifest(path)
+    lines = [f"{path}: {value['method']['name']} for {value['task']}, tinyvad {value['tinyvad']}"]
+    for key, item in value.items():
+        if key not in ("format", "tinyvad", "files"):
+            lines.append(f"  {key:<16} {_plain(item)}")
+    lines += [f"  {facts['bytes']:>11,} B  {facts['sha256'][:16]}  {name}" for name, facts in value["files"].items()]
+    return value, "\n".join(lines)
+
+
+def targets_table() -> Shown:
+    """All presets, their RAM spans and flash, and the aliases."""
+    from tinyvad.firmware_sim.targets import list_aliases, list_targets, spans
+
+    rows, lines = [], [f"{'name':<18} {'core':<12} {'MHz':>5} {'largest RAM':>12} {'RAM':>10} {'flash':>10}  title"]
+    for target in list_targets():
+        largest = max(span.size for span in spans(target))
+        rows.append({
+            "name": target.name, "title": target.title, "core": target.core, "clock_mhz": target.clock_mhz,
+            "largest_span_bytes": largest, "ram_bytes": target.ram_bytes, "flash_bytes": target.flash_bytes,
+            "regions": [vars(region) for region in target.regions],
+        })  # fmt: skip
+        flash = "files" if target.flash_bytes is None else f"{target.flash_bytes // 1024:,} K"
+        lines.append(
+            f"{target.name:<18} {target.core:<12} {target.clock_mhz:>5g} {largest // 1024:>10,} K "
+            f"{target.ram_bytes // 1024:>8,} K {flash:>10}  {target.title}"
+        )
+    aliases = list_aliases()
+    lines.append("aliases: " + ", ".join(f"{alias} = {name}" for alias, name in aliases.items()))
+    return {"targets": rows, "aliases": aliases}, "\n".join(lines)
+
+
+def backbones_table(path: Path | None) -> Shown:
+    """Backbones by name, or the layers of a file that can be tapped."""
+    if path is not None:
+        return _tappable(path)
+    from tinyvad.backbones import list_backbones
+
+    rows = [
+        {
+            "name": info.name, "weights": info.weights, "parameters": info.parameters, "mmacs": info.mmacs,
+            "input_size": info.input_size, "layers": list(info.layers), "source": info.source,
+        }
+        for info in list_backbones()
+    ]  # fmt: skip
+    lines = [f"{'name':<18} {'weights':<10} {'parameters':>11} {'M MACs':>8} {'px':>4}  default layers"]
+    lines += [
+        f"{r['name']:<18} {r['weights']:<10} {r['parameters']:>11,} {r['mmacs']:>8.1f} {r['input_size']:>4}  "
+        + ", ".join(r["layers"])
+        for r in rows
+    ]
+    lines.append("parameters and MACs are the published ones of the whole network with its classifier")
+    return {"backbones": rows}, "\n".join(lines)
+
+
+def _tappable(path: Path) -> Shown:
+    from tinyvad.backbones.source import open_network
+    from tinyvad.graph.taps import default_layers, tap_candidates
+
+    graph = open_network(path)
+    defaults = default_layers(graph)
+    rows = [candidate._asdict() for candidate in tap_candidates(graph)]
+    lines = [f"{path}: layers that --layers can name (* = default), at {graph.tensors[graph.inputs[0]].shape[1]} px"]
+    for index, r in enumerate(rows):
+        mark = "*" if r["name"] in defaults else " "
+        lines.append(
+            f" {mark} block:{index:<3} stride {r['stride']:>3}  {r['channels']:>4} x {r['height']} x {r['width']}  {r['name']}"
+        )
+    return {"file": str(path), "default_layers": defaults, "layers": rows}, "\n".join(lines)

@@ -1,0 +1,143 @@
+"""The settings of one build: tinyvad.toml first, flags win over it.
+
+Flows in: a ``tinyvad.toml`` (optional) and the flags that were given. Flows out: a ``Project``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyvad.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FILE = "tinyvad.toml"
+TEMPLATE = """\
+# Settings of one tinyvad build. Flags of `tinyvad build` win over this file. Paths are relative to this file.
+
+data = "data"                  # a folder of images: MVTec or VisA layout, plain folders (good/...), or only good images
+target = "cortex-m7"           # `tinyvad targets` lists them; a path to your own .toml works too
+# out = "build"
+# category = "bottle"          # when data holds several
+
+# backbone = "model.onnx"      # .onnx, .tflite or a name of `tinyvad backbones`; default: the built-in filter-bank
+# weights = "weights.onnx"     # weights for a backbone that is given by name
+# layers = ["block4", "block7", "block13"]   # default: the last block end at strides 4, 8 and 16
+# mean = [0.485, 0.456, 0.406] # the network reads (pixel / 255 - mean) / std; default: what the file says or suggests
+# std = [0.229, 0.224, 0.225]
+
+# method = "padim-compact"     # `tinyvad methods` lists them; default: by rule
+# image_size = 160             # default: the largest multiple of 16 whose memory fits the target
+# grid = 10                    # cells a side of the score map; default: the deepest tap's map
+# dimensions = 48              # padim-compact: directions kept; default: the most that fits
+# bank_bytes = "160K"          # upper bound; default: what the target's flash leaves
+# frame = "320x240-rgb565"     # a camera frame to keep in RAM; default: the camera writes the network's input
+# bit_depth = 16               # bits that a 16-bit file holds (12 for many cameras)
+# threshold = "quantile"       # or "f1": the best F1 on labelled defects in data's test folder
+# quantile = 0.99              # share of held-out good images below the threshold
+# seed = 0
+# on_error = "stop"            # or "skip" unreadable files
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """One build's settings; see ``TEMPLATE`` for what each means."""
+
+    data: Path | None = None
+    target: str | None = None
+    out: Path = Path("build")
+    category: str | None = None
+    backbone: str | None = None
+    weights: Path | None = None
+    layers: tuple[str, ...] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    method: str | None = None
+    image_size: int | None = None
+    grid: int | None = None
+    dimensions: int | None = None
+    bank_bytes: int | None = None
+    frame: str | None = None
+    bit_depth: int = 16
+    threshold: str = "quantile"
+    quantile: float = 0.99
+    seed: int = 0
+    on_error: str = "stop"
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and not 32 <= self.image_size <= 1024:
+            raise InputError(f"image size {self.image_size}: choose 32 to 1024 pixels")
+        if self.grid is not None and not 1 <= self.grid <= 128:
+            raise InputError(f"grid {self.grid}: choose 1 to 128 cells a side")
+        if not 0.5 <= self.quantile <= 1:
+            raise InputError(f"quantile {self.quantile}: choose 0.5 to 1")
+        if self.threshold not in ("quantile", "f1"):
+            raise InputError(f"threshold {self.threshold!r}: choose quantile or f1")
+        if self.on_error not in ("stop", "skip"):
+            raise InputError(f"on_error {self.on_error!r}: choose stop or skip")
+        if self.bank_bytes is not None and self.bank_bytes < 1:
+            raise InputError(f"bank bytes {self.bank_bytes}: must be positive")
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed}: must not be negative")
+
+
+def load_project(file: Path | None, flags: dict[str, Any]) -> Project:
+    """Settings of ``file`` (default: ./tinyvad.toml if it is there), overridden by the flags that are not None.
+
+    Raises:
+        InputError: no such file, not TOML, an unknown key or a value of the wrong type (file and key are named).
+    """
+    path = file if file is not None else Path(FILE)
+    values: dict[str, Any] = {}
+    if file is not None or path.is_file():
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(f"{path} does not exist; `tinyvad init` writes one") from error
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {path}: {error}") from error
+    values = {key: _converted(path, key, value) for key, value in values.items()}
+    values.update({key: _converted(None, key, value) for key, value in flags.items() if value is not None})
+    return Project(**values)
+
+
+_KINDS: dict[str, str] = {field.name: str(field.type) for field in dataclasses.fields(Project)}
+
+
+def _converted(file: Path | None, key: str, value: Any) -> Any:
+    where = f"{file}: {key}" if file is not None else f"--{key.replace('_', '-')}"
+    kind = _KINDS.get(key)
+    if kind is None:
+        raise InputError(f"{where} is unknown; known are {', '.join(_KINDS)}")
+    base = kind.split(" | ")[0]
+    if key == "bank_bytes":
+        return parse_bytes(value, where)
+    if base == "Path":
+        return (file.parent if file is not None else Path()) / str(value)
+    if base.startswith("tuple"):
+        items = tuple(value) if isinstance(value, (list, tuple)) else ()
+        wanted: tuple[type, ...] = (str,) if "str" in base else (int, float)
+        if not items or not all(isinstance(item, wanted) for item in items) or ("float" in base and len(items) != 3):
+            raise InputError(f"{where} is {value!r}; expected {'layer names' if 'str' in base else 'three numbers'}")
+        return items
+    expected: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+    if not isinstance(value, expected[base]) or isinstance(value, bool):
+        raise InputError(f"{where} is {value!r}; expected {base}")
+    return value
+
+
+def parse_bytes(value: Any, where: str) -> int:
+    """160000, "160K" or "2M" (1024s) as a number of bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KM]?)i?B?", str(value), re.IGNORECASE)
+    if match is None:
+        raise InputError(f"{where} is {value!r}; write bytes as 163840, 160K or 2M")
+    return int(float(match[1]) * {"": 1, "K": 1024, "M": 1 << 20}[match[2].upper()])

@@ -1,0 +1,202 @@
+"""Does every engine say the same? The same images through all that are installed, compared integer by integer.
+
+Flows in: a build and (n, S, S, 3) uint8 images. Flows out: a dict a person and a CI can read; ``ok`` is False on a single
+differing integer of an exact engine, a changed file or a failed self-test of the bank. The float ONNX engine is allowed
+to differ; how often its verdict does is counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tinyvad.engines import open_engine
+from tinyvad.errors import InputError
+from tinyvad.images import Preprocessing, apply_table, find_datasets, load_images
+from tinyvad.model import BATCH, Model, load, read_manifest
+
+ORACLES = ("litert", "tflm")
+SAMPLES = "samples"
+
+
+def sample_images(build: Path, manifest: dict[str, Any]) -> np.ndarray:
+    """(n, S, S, 3) uint8: the few images that the build keeps, and four rendered ones at the ends of the range."""
+    size = manifest["preprocessing"]["height"], manifest["preprocessing"]["width"]
+    files = sorted((build / SAMPLES).glob("*.png"))
+    real = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    ramp = np.add.outer(np.arange(size[0]), np.arange(size[1]))[..., None] * np.array([1, 2, 3])
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3))
+    rendered = [np.zeros((*size, 3)), np.full((*size, 3), 255), ramp % 256, noise]
+    return np.stack([*real, *(image.astype(np.uint8) for image in rendered)])
+
+
+def verify(
+    build: Path, images: np.ndarray | None = None, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Compare every engine at hand with the exact one.
+
+    Args:
+        build: a build folder.
+        images: (n, S, S, 3) uint8 at the network's size; None takes ``sample_images``.
+
+    Returns:
+        ``ok``, ``n_images``, ``engines`` (a dict each), ``bank_self_test``, ``files_changed`` and ``problems``, one line each.
+    """
+    manifest = read_manifest(build)
+    model = load(build)
+    if images is None:
+        images = sample_images(build, manifest)
+    changed = changed_files(build, manifest)
+    golden = bank_self_test(model)
+    problems = [f"{name} was changed after the build" for name in changed]
+    if golden:
+        problems.append(f"bank self-test: {golden} golden scores differ")
+    taps = [np.concatenate(parts) for parts in zip(*(model.taps(chunk) for chunk in _chunks(images)), strict=True)]
+    scores = model.scorer.score(model.embedding.integer(taps))
+    engines: dict[str, Any] = {"int8": {"status": "reference"}}
+    for done, name in enumerate(ORACLES):
+        engines[name] = _compare_exact(build, name, model, images, taps, scores)
+        if engines[name]["status"] == "differs":
+            problems.append(engines[name]["problem"])
+        if progress is not None:
+            progress(done + 1, len(ORACLES) + 1)
+    engines["onnx"] = _compare_float(build, images, model, scores)
+    return {
+        "ok": not problems,
+        "n_images": len(images),
+        "taps": [tap.name for tap in model.embedding.taps],
+        "engines": engines,
+        "bank_self_test": "passed" if not golden else "failed",
+        "files_changed": changed,
+        "problems": problems,
+    }
+
+
+def changed_files(build: Path, manifest: dict[str, Any]) -> list[str]:
+    """Files of the manifest that are missing or have another SHA-256."""
+    changed = []
+    for name, facts in manifest["files"].items():
+        try:
+            digest = hashlib.sha256((build / name).read_bytes()).hexdigest()
+        except OSError:
+            digest = "missing"
+        if digest != facts["sha256"]:
+            changed.append(name)
+    return changed
+
+
+def bank_self_test(model: Model) -> int:
+    """Number of the bank's golden patch vectors (TEST) whose score is not the stored one (GOLD)."""
+    vectors, expected = model.bank.sections.get("TEST"), model.bank.sections.get("GOLD")
+    if vectors is None or expected is None:
+        return 0
+    height, width = model.embedding.grid
+    wrong = 0
+    for vector, (_, position, score) in zip(vectors, expected, strict=True):
+        cells = np.zeros((1, height, width, len(vector)), np.int8)
+        cells[0, position // width, position % width] = vector
+        wrong += int(model.scorer.score(cells)[0, position // width, position % width] != score)
+    return wrong
+
+
+def _chunks(images: np.ndarray) -> list[np.ndarray]:
+    return [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+
+
+def _compare_exact(
+    build: Path, name: str, model: Model, images: np.ndarray, taps: list[np.ndarray], scores: np.ndarray
+) -> dict[str, Any]:
+    try:
+        engine = open_engine(name, build)
+    except InputError as error:
+        return {"status": "not run", "reason": str(error)}
+    inputs = apply_table(images, model.table)
+    theirs = engine.features(inputs)
+    differing = {
+        tap.name: int(np.count_nonzero(mine != other))
+        for tap, mine, other in zip(model.embedding.taps, taps, theirs, strict=True)
+    }
+    their_scores = model.scorer.score(model.embedding.integer(theirs))
+    differing_scores = int(np.count_nonzero(their_scores != scores))
+    result: dict[str, Any] = {
+        "status": "equal",
+        "values_compared": int(sum(tap.size for tap in taps)),
+        "differing_values": differing,
+        "differing_grid_scores": differing_scores,
+    }
+    if any(differing.values()) or differing_scores:
+        image = next(i for i in range(len(images)) if any((m[i] != o[i]).any() for m, o in zip(taps, theirs, strict=True)))
+        first = _first_difference(model, engine, inputs[image])
+        total = sum(differing.values())
+        result["status"] = "differs"
+        result["problem"] = (
+            f"{name} differs from the exact engine in {total} of {result['values_compared']} tapped values, first in {first}"
+        )
+    return result
+
+
+def _first_difference(model: Model, engine: Any, image: np.ndarray) -> str:
+    """Name of the first tensor in which an engine that shows its tensors differs on one int8 image."""
+    if not hasattr(engine, "all_tensors"):
+        return "one of the taps (this engine does not show the tensors before them)"
+    theirs = engine.all_tensors(image)
+    for name, mine in model.engine.all_tensors(image).items():  # type: ignore[attr-defined]
+        if name in theirs and (mine.ravel() != theirs[name].ravel()).any():
+            return f"tensor {name}"
+    return "no tensor of both"
+
+
+def _compare_float(build: Path, images: np.ndarray, exact: Model, scores: np.ndarray) -> dict[str, Any]:
+    try:
+        model = load(build, "onnx")
+    except InputError as error:
+        return {"status": "not run", "reason": str(error)}
+    maps = np.concatenate([model.grid_maps(chunk) for chunk in _chunks(images)])
+    mine, theirs = scores.max((1, 2)), maps.max((1, 2))
+    a, b = exact.real(mine), exact.real(theirs)
+    verdicts = (mine >= exact.threshold) != (theirs >= model.threshold)
+    return {
+        "status": "float, own threshold",
+        "largest_relative_score_difference": float(np.max(np.abs(a - b) / np.maximum(a, 1e-9))),
+        "differing_verdicts": int(verdicts.sum()),
+    }
+
+
+def images_of(build: Path, data: Path, limit: int) -> np.ndarray:
+    """Up to ``limit`` images of a dataset at the network's size, good and defective in turn: (n, S, S, 3) uint8."""
+    preprocessing = Preprocessing.from_dict(read_manifest(build)["preprocessing"])
+    chosen: list[Path] = []
+    for dataset in find_datasets(data, need_good=False):
+        good = [sample.path for sample in dataset.test if sample.label == 0] or dataset.train_good
+        bad = [sample.path for sample in dataset.test if sample.label == 1]
+        half = limit - limit // 2 if bad else limit
+        chosen += evenly(good, half) + evenly(bad, limit - half)
+    return np.stack([image for _, image in load_images(chosen[:limit], preprocessing)])
+
+
+def evenly(items: list[Path], count: int) -> list[Path]:
+    """Up to ``count`` items, evenly spaced."""
+    if not items or count < 1:
+        return []
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))]
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The result for people, a line an engine."""
+    lines = [f"{result['n_images']} images, {len(result['taps'])} tapped tensors"]
+    for name, facts in result["engines"].items():
+        detail = facts.get("problem") or facts.get("reason") or ""
+        if facts["status"] == "equal":
+            detail = f"0 of {facts['values_compared']:,} tapped values and 0 scores differ"
+        if "differing_verdicts" in facts:
+            worst = facts["largest_relative_score_difference"]
+            detail = f"scores within {worst:.1%} of int8, {facts['differing_verdicts']} verdicts differ"
+        lines.append(f"  {name:<7} {facts['status']:<10} {detail}")
+    lines.append(f"  bank self-test {result['bank_self_test']}; {len(result['files_changed'])} files changed")
+    lines.append("verified" if result["ok"] else f"FAILED: {'; '.join(result['problems'])}")
+    return "\n".join(lines)
