@@ -73,7 +73,22 @@ on_error_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _OneLineErrors(click.Group):
+    """Wrong use is told in one line, like every other error, with exit code 2."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.UsageError as error:
+            verb = error.ctx.command_path if error.ctx is not None else "tinyvad"
+            click.echo(f"tinyvad: {' '.join(error.format_message().split())}; see `{verb} --help`", err=True)
+            sys.exit(2)
+        except click.Abort:
+            click.echo("tinyvad: interrupted", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def main() -> None:
     """Fit a visual anomaly detector on good images, and get a build that is proven to fit the chip it was built for."""

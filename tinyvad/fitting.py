@@ -4,9 +4,10 @@ Flows in: tapped int8 maps of good images (kept on disk while a build runs), the
 Flows out: the embedding, the fitted scorer, held-out scores and the threshold.
 
 The default method, by a rule that looks at no defect: ``padim-compact`` from five good images on, ``patchcore`` below
-(a nearest neighbour needs no covariance). Its grid is that of the deepest tap, its d the largest of ``DIMENSIONS`` whose
-bank fits the bytes; where none fits, the grid is halved. Reason: in the reference study the AUROC of compact banks rises
-with d up to about 64 and hardly with the grid.
+(a nearest neighbour needs no covariance). ``padim-compact`` takes the first of these forms whose bank fits the bytes: the
+stride-8 grid with d = 48 or 40, which gives the finer heat map; the deepest tap's grid with the largest d of
+``DIMENSIONS``; half that grid, and so on. The other methods take the deepest tap's grid. Reason: in the reference study
+the image AUROC of compact banks rises with d up to about 48 to 64 and hardly with the grid, the heat map with the grid.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from tinyvad.errors import CheckFailed, InputError
 from tinyvad.graph.ir import Tensor
 
 DIMENSIONS = (64, 56, 48, 40, 32, 24, 16, 8)
+FINE_DIMENSIONS = (48, 40)
+FINE_STRIDE = 8
 FEWEST_FOR_GAUSSIANS = 5
 FOLDS = 5
 LEAVE_ONE_OUT_UP_TO = 10
@@ -90,21 +93,21 @@ class MethodPlan:
 
 def plan_method(
     method: str | None,
-    depth: int,
-    grid: tuple[int, int],
+    tensors: Sequence[Tensor],
+    input_size: int,
     n_images: int,
     limit: int | None,
-    fixed_grid: bool = False,
+    grid: int | None = None,
     dimensions: int | None = None,
     seed: int = 0,
 ) -> MethodPlan:
-    """Choose method and size under a limit of bank bytes (see the module's text).
+    """Choose method, grid and size under a limit of bank bytes (see the module's text).
 
     Args:
         method: None picks by the stated rule.
-        depth: D. grid: of the deepest tap, or the user's (``fixed_grid``).
+        tensors: the tapped tensors. input_size: pixels of the network's input.
         limit: bytes that the whole bank file may take.
-        dimensions: the user's d for padim-compact.
+        grid, dimensions: the user's choice of cells a side, and of d for padim-compact.
 
     Raises:
         InputError: no such method, or dimensions beyond the embedding.
@@ -114,10 +117,13 @@ def plan_method(
         raise InputError(f"no method called {method}; choose one of {', '.join(METHODS)}")
     if method is None:
         method = "padim-compact" if n_images >= FEWEST_FOR_GAUSSIANS else "patchcore"
+    depth = sum(tensor.shape[3] for tensor in tensors)
+    if dimensions is not None and not 1 <= dimensions <= depth:
+        raise InputError(f"--dimensions {dimensions}: the embedding has {depth}; choose 1 to {depth}")
     room = (DEFAULT_BANK_BYTES if limit is None else limit) - BANK_OVERHEAD
     smallest = 0
-    for cells in (grid,) if fixed_grid else _grids(grid):
-        for settings, nbytes in _forms(method, depth, cells, n_images, room, dimensions, seed):
+    for cells, choices in _shapes(method, tensors, input_size, grid, dimensions):
+        for settings, nbytes in _forms(method, depth, cells, n_images, room, choices, seed):
             if nbytes <= room:
                 return MethodPlan(method, cells, settings, nbytes + BANK_OVERHEAD)
             smallest = nbytes
@@ -126,6 +132,22 @@ def plan_method(
         f"bank of {method} {needs} KiB > {max(room + BANK_OVERHEAD, 0) // 1024} KiB: use --bank-bytes {needs}K or more, "
         "another --method, or a larger --target"
     )
+
+
+def _shapes(
+    method: str, tensors: Sequence[Tensor], input_size: int, grid: int | None, dimensions: int | None
+) -> Iterator[tuple[tuple[int, int], Sequence[int]]]:
+    """(grid, choices of d) in the order of preference."""
+    choices = DIMENSIONS if dimensions is None else (dimensions,)
+    if grid is not None:
+        yield (grid, grid), choices
+        return
+    maps = sorted({(tensor.shape[1], tensor.shape[2]) for tensor in tensors})
+    fine = [cells for cells in maps[1:] if cells[0] * FINE_STRIDE <= input_size]
+    if method == "padim-compact" and fine:
+        yield fine[-1], FINE_DIMENSIONS if dimensions is None else (dimensions,)
+    for cells in _grids(maps[0]):
+        yield cells, choices
 
 
 def _grids(grid: tuple[int, int]) -> Iterator[tuple[int, int]]:
@@ -137,14 +159,12 @@ def _grids(grid: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 
 def _forms(
-    method: str, depth: int, grid: tuple[int, int], n_images: int, room: int, dimensions: int | None, seed: int
+    method: str, depth: int, grid: tuple[int, int], n_images: int, room: int, dimensions: Sequence[int], seed: int
 ) -> Iterable[tuple[dict[str, Any], int]]:
     """Settings and bytes of a method on a grid, best first."""
     cells = grid[0] * grid[1]
     if method == "padim-compact":
-        if dimensions is not None and not 1 <= dimensions <= depth:
-            raise InputError(f"--dimensions {dimensions}: the embedding has {depth}; choose 1 to {depth}")
-        choices = [dimensions] if dimensions is not None else sorted({min(d, depth) for d in DIMENSIONS}, reverse=True)
+        choices = sorted({min(d, depth) for d in dimensions}, reverse=True)
         return [({"dimensions": d, "bits": 4}, compact_bytes(grid, depth, d)) for d in choices]
     if method == "padim-lite":
         return [({}, cells * 2 * depth + 1024)]
@@ -192,12 +212,11 @@ def make_embedding(store: TapStore, tensors: Sequence[Tensor], plan: MethodPlan)
 
 def held_out_scores(
     store: TapStore,
-    others: Sequence[TapStore],
     embedding: Embedding,
     plan: MethodPlan,
     progress: Callable[[int, int], None] | None = None,
-) -> list[np.ndarray]:
-    """Image scores of good images by detectors that have not seen them: (n,) int64 for ``store`` and each of ``others``.
+) -> np.ndarray:
+    """(n,) int64 image scores of good images by detectors that have not seen them.
 
     Cross-fitting: the images are dealt into folds in turn, each fold is scored by a detector fitted on the rest. Up to
     ten images every fold is one image (leave one image out), else there are five. With a single image there is nothing
@@ -205,16 +224,15 @@ def held_out_scores(
     """
     n = store.count
     folds = n if n <= LEAVE_ONE_OUT_UP_TO else FOLDS
-    results = [np.zeros(n, np.int64) for _ in (store, *others)]
+    result = np.zeros(n, np.int64)
     for fold in range(folds):
         held = np.arange(fold, n, folds)
         rest = np.setdiff1d(np.arange(n), held) if n > 1 else held
         scorer = make_detector(plan, embedding).fit(store.embeddings(embedding, rest)).to_scorer()
-        for result, tested in zip(results, (store, *others), strict=True):
-            result[held] = image_scores(scorer, tested.embeddings(embedding, held))
+        result[held] = image_scores(scorer, store.embeddings(embedding, held))
         if progress is not None:
             progress(fold + 1, folds)
-    return results
+    return result
 
 
 def image_scores(scorer: Scorer, embeddings: Iterable[np.ndarray]) -> np.ndarray:

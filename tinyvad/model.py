@@ -10,7 +10,6 @@ is the same integer code; the float engine's maps are first put on the taps' int
 from __future__ import annotations
 
 import json
-import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ from tinyvad.images import Preprocessing, apply_table, input_table, load_images
 
 MANIFEST = "manifest.json"
 FORMAT = "tinyvad-build/1"
+BACKBONES = {"int8": "backbone.tflite", "onnx": "backbone.onnx"}
+BANKS = {"int8": "bank.tvb", "onnx": "bank_onnx.tvb"}  # each fitted on the features of its own backbone file
 SMOOTHING_SIGMA = 4.0  # pixels of the network's input, the value of the PaDiM and PatchCore papers
 BATCH = 16
 
@@ -76,11 +77,7 @@ class Model:
     ) -> None:
         self.manifest, self.preprocessing, self.table = manifest, preprocessing, table
         self.embedding, self.scorer, self.engine, self.bank = embedding, scorer, engine, bank
-        # the device's threshold is the bank's; the float engine's stands in the manifest alone
-        if engine.exact:
-            self.threshold = int(bank.sections["THRS"][0])
-        else:
-            self.threshold = int(manifest["thresholds"][engine.name]["raw"])
+        self.threshold = int(bank.sections["THRS"][0])
 
     @property
     def threshold_score(self) -> float:
@@ -222,16 +219,17 @@ def load(build: str | Path, engine: str = "int8") -> Model:
     """
     folder = Path(build)
     manifest = read_manifest(folder)
-    bank = open_bank(folder / "bank.tvb")
+    features = "onnx" if engine == "onnx" else "int8"
+    bank_path, backbone_path = folder / BANKS[features], folder / BACKBONES[features]
+    bank = open_bank(bank_path)
     try:
-        backbone = (folder / "backbone.tflite").read_bytes()
+        crc = zlib.crc32(backbone_path.read_bytes())
     except OSError as error:
-        raise InputError(f"cannot read {folder / 'backbone.tflite'}: {error.strerror}; make the build again") from error
-    crc = zlib.crc32(backbone)
+        raise InputError(f"cannot read {backbone_path}: {error.strerror}; make the build again") from error
     if crc != bank.header.backbone_crc32:
         raise CheckFailed(
-            f"{folder / 'bank.tvb'} was fitted on backbone {bank.header.backbone_crc32:08x}, but backbone.tflite is "
-            f"{crc:08x}; use the files of one build"
+            f"{bank_path} was fitted on backbone {bank.header.backbone_crc32:08x}, but {backbone_path.name} is {crc:08x}; "
+            "use the files of one build"
         )
     try:
         preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
@@ -239,10 +237,11 @@ def load(build: str | Path, engine: str = "int8") -> Model:
         table = input_table(preprocessing.mean, preprocessing.std, quantization["scale"], quantization["zero_point"])
         for tag in ("LUT ", "THRS"):
             if tag not in bank.sections:
-                raise InputError(f"{folder / 'bank.tvb'}: section {tag} is missing; make the build again")
+                raise InputError(f"{bank_path}: section {tag} is missing; make the build again")
         if not np.array_equal(bank.sections["LUT "], table):
             raise CheckFailed(
-                f"{folder / MANIFEST}: preprocessing gives another input table than bank.tvb holds; use the files of one build"
+                f"{folder / MANIFEST}: preprocessing gives another input table than {bank_path.name} holds; "
+                "use the files of one build"
             )
         names = manifest["backbone"]["layers"]
         embedding = Embedding.from_sections(bank.sections, bank.header.grid_size, names)
@@ -251,7 +250,3 @@ def load(build: str | Path, engine: str = "int8") -> Model:
     except KeyError as error:
         raise InputError(f"{folder / MANIFEST}: field {error} is missing; make the build again") from error
 
-
-def scores_equal(a: np.ndarray, b: np.ndarray) -> int:
-    """Number of integers in which two arrays of one shape differ."""
-    return int(np.count_nonzero(a != b)) if a.shape == b.shape else math.prod(a.shape)

@@ -71,7 +71,7 @@ def farthest_first_reference(rows: np.ndarray, count: int, start: int | None = N
 
 def squared_distances(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
     """(n, W), (W,) -> (n,): sixteen sums of every sixteenth element, halved by adding the upper half to the lower."""
-    dtype = np.int32 if rows.dtype == np.int8 else np.float32
+    dtype: np.dtype = np.dtype(np.int32 if rows.dtype == np.int8 else np.float32)
     difference = rows.astype(dtype) - row.astype(dtype)
     squares = (difference * difference).reshape(len(rows), -1, WIDTH)
     sums = np.zeros((len(rows), WIDTH), dtype)

@@ -33,7 +33,7 @@ def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
 
 def assign_reference(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same in plain NumPy: what ``assign`` must equal to the last bit."""
-    dtype = np.float32 if vectors.dtype == np.float32 else np.int32
+    dtype: np.dtype = np.dtype(np.float32 if vectors.dtype == np.float32 else np.int32)
     table = np.zeros((len(vectors), len(centroids)), dtype)
     for column in range(vectors.shape[1]):
         difference = vectors[:, column, None].astype(dtype) - centroids[:, column].astype(dtype)
@@ -62,9 +62,7 @@ def seed_centroids(vectors: np.ndarray, count: int, rng: np.random.Generator) ->
     return vectors[chosen]
 
 
-def kmeans(
-    vectors: np.ndarray, count: int, rng: np.random.Generator, iterations: int = ITERATIONS
-) -> np.ndarray:
+def kmeans(vectors: np.ndarray, count: int, rng: np.random.Generator, iterations: int = ITERATIONS) -> np.ndarray:
     """Centroids (count, d) float64 of (n, d) int8 or float32 vectors, count <= n."""
     points = vectors.astype(np.float32)
     centroids = seed_centroids(points, count, rng).astype(np.float64)

@@ -13,6 +13,8 @@ Source: Gonzalez 1985; lazy evaluation as in Minoux 1978 (accelerated greedy).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -22,7 +24,7 @@ BLOCK = 64  # rows that share one bound
 
 
 @njit(cache=True, nogil=True)
-def squared_distance(rows, i, centres, j, width):
+def squared_distance(rows: np.ndarray, i: int, centres: np.ndarray, j: int, width: int) -> Any:
     """||rows[i] - centres[j]||**2 of flat arrays: sixteen sums of every sixteenth element, then their sum."""
     first = load(rows, i * width)
     sums = sub(first, first)
@@ -32,7 +34,9 @@ def squared_distance(rows, i, centres, j, width):
 
 
 @njit(cache=True, nogil=True)
-def farthest_first(rows, width, count, start, distance):
+def farthest_first(
+    rows: np.ndarray, width: int, count: int, start: int, distance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Greedy order of flat rows (n * width,) from ``start``.
 
     Args:

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic, models, register_model
+from numba import extending, njit, types
+from numba.extending import models, register_model
 
 LANES = 16
 
@@ -33,6 +33,11 @@ class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, lanes: Lanes) -> None:
         element = manager.lookup(lanes.element).get_value_type()
         super().__init__(manager, lanes, ir.VectorType(element, LANES))
+
+
+def intrinsic(generator: Callable[..., Any]) -> Callable[..., Any]:
+    """Numba's decorator; what it makes is called with other arguments than the generator, so type checkers look away."""
+    return extending.intrinsic(generator)
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
@@ -132,7 +137,7 @@ def total(typing: Any, a: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def add_square(accumulator, a, b):
+def add_square(accumulator: Any, a: Any, b: Any) -> Any:
     """accumulator + (a - b)**2."""
     difference = sub(a, b)
     return add(accumulator, mul(difference, difference))

@@ -38,7 +38,7 @@ def widen(codebooks: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def distance_table(packed, first, codebook, table, start):
+def distance_table(packed: np.ndarray, first: int, codebook: np.ndarray, table: np.ndarray, start: int) -> None:
     """table[start + 16 * v] = squared distances of sixteen sub-vectors, packed from ``first`` on, to codebook[v]."""
     number, depth = codebook.shape
     values = load(packed, first)
@@ -59,7 +59,7 @@ def distance_table(packed, first, codebook, table, start):
 
 
 @njit(cache=True, nogil=True)
-def assign(packed, codebook, codes, distances):
+def assign(packed: np.ndarray, codebook: np.ndarray, codes: np.ndarray, distances: np.ndarray) -> None:
     """Nearest centroid of every packed vector, the lowest index of equals.
 
     Args:
@@ -81,7 +81,7 @@ def assign(packed, codebook, codes, distances):
 
 
 @njit(cache=True, nogil=True)
-def adc(packed, codebooks, codes, distances):
+def adc(packed: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, distances: np.ndarray) -> None:
     """Smallest table sum over all codes, for every packed query.
 
     Args:

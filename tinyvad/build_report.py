@@ -1,0 +1,151 @@
+"""What a finished build has to say: facts in, the content of report.json and the pictures of report.html out.
+
+No dates and no timings: the same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyvad.detectors import METHODS
+from tinyvad.evaluate import Evaluation, Verdict
+from tinyvad.firmware_sim.budget import Budget
+from tinyvad.firmware_sim.latency import estimate
+from tinyvad.firmware_sim.memory import Arena
+from tinyvad.firmware_sim.targets import Target
+from tinyvad.graph.ir import Graph, node_macs
+from tinyvad.images import Dataset, read_mask, resize_mask
+from tinyvad.model import Model, upsample
+from tinyvad.report.pictures import Case
+
+CASES_OF_A_KIND = 3
+LATENCY_ENGINE = "cmsis_nn"
+
+
+@dataclass(frozen=True, eq=False)
+class BuildFacts:
+    """What the build knows: its manifest, data, quantised graph, memory plan, budget and checks."""
+
+    manifest: dict[str, Any]
+    dataset: Dataset
+    graph: Graph
+    plan: Arena
+    budget: Budget | None
+    target: Target | None
+    held_out: np.ndarray
+    skipped: list[tuple[Path, str]]
+    verification: dict[str, Any]
+
+
+def make_report(facts: BuildFacts, model: Model, evaluation: Evaluation | None) -> dict[str, Any]:
+    """The content of report.json, plain values."""
+    manifest, dataset, plan = facts.manifest, facts.dataset, facts.plan
+    name = manifest["method"]["name"]
+    scorer_macs = model.scorer.macs(model.embedding.grid)
+    latency = None
+    if facts.target is not None and LATENCY_ENGINE in facts.target.mac_per_cycle:
+        latency = estimate(facts.graph.macs() + scorer_macs, facts.target, LATENCY_ENGINE)
+    return {
+        "title": dataset.name,
+        "tinyvad": manifest["tinyvad"],
+        "method": {**manifest["method"], "description": METHODS[name], "macs": scorer_macs},
+        "backbone": manifest["backbone"],
+        "preprocessing": manifest["preprocessing"],
+        "grid": manifest["grid"],
+        "thresholds": manifest["thresholds"]["int8"],
+        "dataset": {
+            "name": dataset.name,
+            "n_train": len(facts.held_out),
+            "n_test_good": sum(sample.label == 0 for sample in dataset.test),
+            "n_test_anomalous": sum(sample.label == 1 for sample in dataset.test),
+            "skipped": [[str(path), reason] for path, reason in facts.skipped],
+        },
+        "scores": {
+            "held_out": [float(score) for score in model.real(facts.held_out)],
+            "test": [_score_row(verdict, dataset) for verdict in (evaluation.verdicts if evaluation else [])],
+        },
+        "metrics": _without_timing(evaluation.metrics) if evaluation else None,
+        "budget": None if facts.budget is None else facts.budget.to_dict(),
+        "memory": {
+            "head_bytes": plan.head_bytes,
+            "head_kind": plan.head_kind,
+            "lower_bound_bytes": plan.lower_bound_bytes,
+            "tail_bytes": plan.tail_bytes(4),
+            "tail": plan.tail_bytes_modelled[4],
+            "n_ops": plan.n_ops,
+            "buffers": [vars(buffer) for buffer in plan.buffers],
+        },
+        "layers": _layers(facts.graph, plan),
+        "latency": latency,
+        "verification": facts.verification,
+        "files": manifest["files"],
+    }
+
+
+def make_cases(model: Model, evaluation: Evaluation | None, dataset: Dataset) -> list[Case]:
+    """Pictures: the highest and the lowest scores of defective and of good test images."""
+    cases = []
+    for label in (1, 0):
+        verdicts = [verdict for verdict in (evaluation.verdicts if evaluation else []) if verdict.sample.label == label]
+        ranked = sorted(verdicts, key=lambda verdict: -verdict.raw_score)
+        lowest = ranked[max(CASES_OF_A_KIND, len(ranked) - CASES_OF_A_KIND) :]
+        cases += [_case(model, verdict, dataset) for verdict in ranked[:CASES_OF_A_KIND] + lowest]
+    return cases
+
+
+def _case(model: Model, verdict: Verdict, dataset: Dataset) -> Case:
+    size = (model.preprocessing.height, model.preprocessing.width)
+    mask = verdict.sample.mask
+    return Case(
+        image=model.preprocessing.uint8_input(verdict.sample.path),
+        anomaly_map=upsample(model.real(verdict.grid_map)[None], size)[0],
+        mask=None if mask is None else resize_mask(read_mask(mask), *size),
+        pred_score=verdict.pred_score,
+        pred_label=verdict.pred_label,
+        label=verdict.sample.label,
+        defect=verdict.sample.defect,
+        image_path=_relative(verdict.sample.path, dataset.root),
+    )
+
+
+def _score_row(verdict: Verdict, dataset: Dataset) -> dict[str, Any]:
+    return {
+        "image_path": _relative(verdict.sample.path, dataset.root),
+        "label": verdict.sample.label,
+        "defect": verdict.sample.defect,
+        "pred_score": verdict.pred_score,
+        "pred_label": verdict.pred_label,
+    }
+
+
+def _without_timing(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in metrics.items() if key != "seconds_per_image"}
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def _layers(graph: Graph, plan: Arena) -> list[dict[str, Any]]:
+    placed = {buffer.name: buffer for buffer in plan.buffers}
+    rows = []
+    for node in graph.nodes:
+        buffer = placed.get(node.output)
+        weights = [graph.tensors[name].nbytes for name in node.inputs if name in graph.constants]
+        rows.append({
+            "name": node.output,
+            "op": node.op,
+            "shape": list(graph.tensors[node.output].shape),
+            "macs": node_macs(graph, node),
+            "weights_bytes": sum(weights),
+            "output_bytes": graph.tensors[node.output].nbytes,
+            "first_use": buffer.first_use if buffer else None,
+            "last_use": buffer.last_use if buffer else None,
+            "offset": buffer.offset if buffer else None,
+            "tap": node.output in graph.outputs,
+        })  # fmt: skip
+    return rows
