@@ -35,7 +35,7 @@ from tinyvad.bank import Header, pack_meta, write_bank
 from tinyvad.build_report import BuildFacts, make_cases, make_report
 from tinyvad.detectors import Scorer
 from tinyvad.embedding import Embedding
-from tinyvad.engines import threads
+from tinyvad.engines import Engine, threads
 from tinyvad.engines.int8 import Int8Engine
 from tinyvad.engines.onnx import OnnxEngine, calibrate
 from tinyvad.errors import CheckFailed, InputError
@@ -143,12 +143,14 @@ class _Build:
         }
         self.engine = Int8Engine(import_tflite(files["int8"]), threads())
         self.tensors = [self.engine.graph.tensors[name] for name in self.engine.graph.outputs]
-        stores, samples = self.features(OnnxEngine(files["onnx"], threads()))
+        self.engines: dict[str, Engine] = {"int8": self.engine, "onnx": OnnxEngine(files["onnx"], threads())}
+        stores, samples = self.features()
+        self.n_good = stores["int8"].count
         self.plan = fitting.plan_method(
-            self.project.method, self.tensors, self.preprocessing.height, stores["int8"].count,
+            self.project.method, self.tensors, self.preprocessing.height, self.n_good,
             self.bank_limit(len(files["int8"])), self.project.grid, self.project.dimensions, self.project.seed,
         )  # fmt: skip
-        fitted = {name: self.fit(name, store) for name, store in stores.items()}
+        fitted = {name: self.fit(name, store, samples) for name, store in stores.items()}
         with new_folder(out, MANIFEST) as folder:
             for name, data in files.items():
                 write_bytes(folder / BACKBONES[name], data)
@@ -184,9 +186,9 @@ class _Build:
         self.input_quantization = {"scale": scale, "zero_point": zero_point}
         return quantize(*equalize(graph, statistics), first)
 
-    def features(self, floating: OnnxEngine) -> tuple[dict[str, fitting.TapStore], list[np.ndarray]]:
+    def features(self) -> tuple[dict[str, fitting.TapStore], list[np.ndarray]]:
         """Tapped int8 maps of all good images by both engines, and a few images to verify with."""
-        stores = {name: fitting.TapStore(self.tensors) for name in ("int8", "onnx")}
+        stores = {name: fitting.TapStore(self.tensors) for name in self.engines}
         paths = self.dataset.train_good
         kept = set(np.linspace(0, len(paths) - 1, min(SAMPLE_IMAGES, len(paths))).round().astype(int).tolist())
         samples: list[np.ndarray] = []
@@ -195,32 +197,40 @@ class _Build:
         for batch in batches(loaded):
             images = np.stack([image for _, image in batch])
             samples.extend(image for i, image in enumerate(images) if seen + i in kept)
-            stores["int8"].append(self.engine.features(apply_table(images, self.table)))
-            floats = floating.features(np.stack([self.preprocessing.float_input(image) for image in images]))
-            stores["onnx"].append([_on_grid(values, tensor) for values, tensor in zip(floats, self.tensors, strict=True)])
+            for name, store in stores.items():
+                store.append(self.taps(name, images))
             seen += len(batch)
             self.tell("features", seen + len(self.skipped), len(paths))
         return stores, samples
+
+    def taps(self, name: str, images: np.ndarray) -> list[np.ndarray]:
+        """Tapped int8 maps of (n, S, S, 3) uint8 images by one engine."""
+        if name == "int8":
+            return self.engine.features(apply_table(images, self.table))
+        floats = self.engines[name].features(np.stack([self.preprocessing.float_input(image) for image in images]))
+        return [_on_grid(values, tensor) for values, tensor in zip(floats, self.tensors, strict=True)]
 
     def bank_limit(self, model_bytes: int) -> int | None:
         """Bytes that the bank may take: the user's bound and what the target's flash leaves, whichever is less."""
         limits = [] if self.project.bank_bytes is None else [self.project.bank_bytes]
         if self.target is not None and self.target.flash_bytes is not None:
             without = budgets.flash_items(model_bytes, 0, self.target)
-            budgets.make_budget(self.target, [], without).check("use a smaller --backbone, earlier --layers or a larger --target")
+            remedy = "use a smaller --backbone, earlier --layers or a larger --target"
+            budgets.make_budget(self.target, [], without).check(remedy)
             limits.append(self.target.flash_bytes - sum(item.nbytes for item in without))
         return min(limits) if limits else None
 
-    def fit(self, name: str, store: fitting.TapStore) -> Fitted:
+    def fit(self, name: str, store: fitting.TapStore, samples: list[np.ndarray]) -> Fitted:
         """Embedding, scorer and threshold from one engine's features of the good images."""
-        stage = f"fit ({name})"
         embedding = fitting.make_embedding(store, self.tensors, self.plan)
         scorer = fitting.make_detector(self.plan, embedding).fit(store.embeddings(embedding)).to_scorer()
-        held_out = fitting.held_out_scores(
-            store, embedding, self.plan, lambda done, total: self.tell(stage, done, total)
-        )
+        copies, rule = None, f"{self.project.quantile:g} quantile of held-out good images"
+        if store.count == 1:
+            copies, rule = fitting.TapStore(self.tensors), "shifted copies of the only good image"
+            copies.append(self.taps(name, fitting.shifted_copies(samples[0])))
+        tell = lambda done, total: self.tell(f"fit ({name})", done, total)  # noqa: E731
+        held_out = fitting.held_out_scores(store, embedding, self.plan, copies, tell)
         first = next(iter(store.embeddings(embedding, np.arange(1))))[0]  # (H, W, D)
-        rule = f"{self.project.quantile:g} quantile of held-out good images"
         threshold = fitting.threshold_of(held_out, self.project.quantile)
         return Fitted(embedding, scorer, held_out, first, threshold, rule)
 
@@ -312,7 +322,7 @@ class _Build:
             },
             "target": None if self.target is None else {"name": self.target.name, "alias": self.target.alias},
             "training": {
-                "n_good": len(fitted["int8"].held_out),
+                "n_good": self.n_good,
                 "skipped": [[str(path), reason] for path, reason in self.skipped],
             },
             "settings": {

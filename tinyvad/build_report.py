@@ -59,7 +59,7 @@ def make_report(facts: BuildFacts, model: Model, evaluation: Evaluation | None) 
         "thresholds": manifest["thresholds"]["int8"],
         "dataset": {
             "name": dataset.name,
-            "n_train": len(facts.held_out),
+            "n_train": manifest["training"]["n_good"],
             "n_test_good": sum(sample.label == 0 for sample in dataset.test),
             "n_test_anomalous": sum(sample.label == 1 for sample in dataset.test),
             "skipped": [[str(path), reason] for path, reason in facts.skipped],

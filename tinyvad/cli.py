@@ -172,12 +172,13 @@ def _headline(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(r: dict[str, Any]) -> str:
-    size, method = r["preprocessing"]["height"], r["method"]
+    size, method, threshold = r["preprocessing"]["height"], r["method"], r["thresholds"]
+    grid = "x".join(str(cells) for cells in r["grid"])
     settings = ", ".join(f"{k} {v}" for k, v in method["settings"].items() if v is not None)
     lines = [
-        f"{r['build']}: {method['name']} ({settings}) on {r['backbone']['name']} at {size} px, grid {r['grid'][0]}x{r['grid'][1]}",
+        f"{r['build']}: {method['name']} ({settings}) on {r['backbone']['name']} at {size} px, grid {grid}",
         f"  backbone   {r['backbone']['source']}; taps {', '.join(r['backbone']['layers'])}",
-        f"  good       {r['dataset']['n_train']} images; threshold {r['thresholds']['score']:.3f} ({r['thresholds']['rule']})",
+        f"  good       {r['dataset']['n_train']} images; threshold {threshold['score']:.3f} ({threshold['rule']})",
     ]
     if r["budget"]:
         b = r["budget"]
@@ -286,13 +287,21 @@ def _save_overlay(model: Any, prediction: Any, folder: Path, number: int) -> Non
 @click.argument("build_folder", metavar="BUILD", type=click.Path(path_type=Path))
 @click.option("--target", help="Another target than the build's own.")
 @click.option("--frame", help="Camera frame to keep in RAM, e.g. 320x240-rgb565.")
-@click.option("--format", "form", type=click.Choice(["table", "json", "markdown", "junit"]), default="table", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json", "markdown", "junit"]), default="table", show_default=True
+)
 @click.option("--baseline", type=click.Path(path_type=Path), help="JSON of an earlier `profile --format json`.")
 @click.option("--max-growth", default="3%", show_default=True, help="How much any figure may grow over the baseline.")
 @json_option
 @_verb
 def profile(
-    build_folder: Path, target: str | None, frame: str | None, form: str, baseline: Path | None, max_growth: str, as_json: bool
+    build_folder: Path,
+    target: str | None,
+    frame: str | None,
+    form: str,
+    baseline: Path | None,
+    max_growth: str,
+    as_json: bool,
 ) -> None:
     """RAM and flash by region and by owner, for people and for CI.
 

@@ -6,8 +6,9 @@ Flows out: the embedding, the fitted scorer, held-out scores and the threshold.
 The default method, by a rule that looks at no defect: ``padim-compact`` from five good images on, ``patchcore`` below
 (a nearest neighbour needs no covariance). ``padim-compact`` takes the first of these forms whose bank fits the bytes: the
 stride-8 grid with d = 48 or 40, which gives the finer heat map; the deepest tap's grid with the largest d of
-``DIMENSIONS``; half that grid, and so on. The other methods take the deepest tap's grid. Reason: in the reference study
-the image AUROC of compact banks rises with d up to about 48 to 64 and hardly with the grid, the heat map with the grid.
+``DIMENSIONS``; half that grid; then half and quarter grids with ``SMALL_DIMENSIONS``. The other methods take the deepest
+tap's grid. Reason: in the reference study the image AUROC of compact banks rises with d up to about 48 to 64, falls
+quickly below 40, and hardly depends on the grid, which the heat map needs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import IO, Any
 
 import numpy as np
@@ -25,7 +27,8 @@ from tinyvad.embedding import Embedding, make_taps
 from tinyvad.errors import CheckFailed, InputError
 from tinyvad.graph.ir import Tensor
 
-DIMENSIONS = (64, 56, 48, 40, 32, 24, 16, 8)
+DIMENSIONS = (64, 56, 48, 40)
+SMALL_DIMENSIONS = (32, 24, 16, 8)
 FINE_DIMENSIONS = (48, 40)
 FINE_STRIDE = 8
 FEWEST_FOR_GAUSSIANS = 5
@@ -33,7 +36,7 @@ FOLDS = 5
 LEAVE_ONE_OUT_UP_TO = 10
 QUANTILE = 0.99
 BATCH = 32
-BANK_OVERHEAD = 8192  # header, section table, taps, input table, thresholds, golden vectors and names
+BANK_OVERHEAD = 4096  # header, section table, taps, input table, thresholds, golden vectors and names
 DEFAULT_BANK_BYTES = 4 << 20  # where neither a target nor the user sets a limit
 PATCHCORE_CANDIDATES = 50_000
 PATCHCORE_LARGEST = 10_000
@@ -49,7 +52,7 @@ class TapStore:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.shapes = [tensor.shape[1:] for tensor in tensors]
         self._sizes = [int(np.prod(shape)) for shape in self.shapes]
-        self._file: IO[bytes] = tempfile.TemporaryFile()
+        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the store
         self.count = 0
 
     def append(self, maps: Sequence[np.ndarray]) -> None:
@@ -138,16 +141,19 @@ def _shapes(
     method: str, tensors: Sequence[Tensor], input_size: int, grid: int | None, dimensions: int | None
 ) -> Iterator[tuple[tuple[int, int], Sequence[int]]]:
     """(grid, choices of d) in the order of preference."""
-    choices = DIMENSIONS if dimensions is None else (dimensions,)
+    large, small, fine_choices = (DIMENSIONS, SMALL_DIMENSIONS, FINE_DIMENSIONS) if dimensions is None else ((dimensions,),) * 3
     if grid is not None:
-        yield (grid, grid), choices
+        yield (grid, grid), (*large, *small)
         return
     maps = sorted({(tensor.shape[1], tensor.shape[2]) for tensor in tensors})
     fine = [cells for cells in maps[1:] if cells[0] * FINE_STRIDE <= input_size]
     if method == "padim-compact" and fine:
-        yield fine[-1], FINE_DIMENSIONS if dimensions is None else (dimensions,)
-    for cells in _grids(maps[0]):
-        yield cells, choices
+        yield fine[-1], fine_choices
+    grids = list(_grids(maps[0]))
+    for cells in grids[:2]:
+        yield cells, large
+    for cells in grids[1:] or grids:
+        yield cells, small
 
 
 def _grids(grid: tuple[int, int]) -> Iterator[tuple[int, int]]:
@@ -169,7 +175,7 @@ def _forms(
     if method == "padim-lite":
         return [({}, cells * 2 * depth + 1024)]
     if method == "padim":
-        channels = [depth, *(d for d in DIMENSIONS if d < depth)]
+        channels = [depth, *(d for d in (*DIMENSIONS, *SMALL_DIMENSIONS) if d < depth)]
         return [
             ({"channels": d if d < depth else None, "bits": 8, "seed": seed}, cells * (3 * d + d * (d - 1) // 2) + 2048)
             for d in channels
@@ -206,7 +212,7 @@ def make_embedding(store: TapStore, tensors: Sequence[Tensor], plan: MethodPlan)
     for maps in store.batches():
         real = [(m.astype(np.float32) - tap.zero_point) * tap.scale for m, tap in zip(maps, unit.taps, strict=True)]
         pooled = np.abs(unit.real(real)).max((0, 1, 2))  # (D,)
-        limits = np.maximum(limits, [pooled[a:b].max() for a, b in zip(offsets, offsets[1:], strict=False)])
+        limits = np.maximum(limits, [pooled[a:b].max() for a, b in pairwise(offsets)])
     return Embedding(make_taps(tensors, limits.tolist(), plan.common_step), plan.grid)
 
 
@@ -214,25 +220,41 @@ def held_out_scores(
     store: TapStore,
     embedding: Embedding,
     plan: MethodPlan,
+    copies: TapStore | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """(n,) int64 image scores of good images by detectors that have not seen them.
 
     Cross-fitting: the images are dealt into folds in turn, each fold is scored by a detector fitted on the rest. Up to
-    ten images every fold is one image (leave one image out), else there are five. With a single image there is nothing
-    to hold out; it is scored by itself.
+    ten images every fold is one image (leave one image out), else there are five. A single image can't be held out: its
+    shifted ``copies`` are scored instead (see ``shifted_copies``).
     """
     n = store.count
+    if n == 1 and copies is not None:
+        scorer = make_detector(plan, embedding).fit(store.embeddings(embedding)).to_scorer()
+        return image_scores(scorer, copies.embeddings(embedding))
     folds = n if n <= LEAVE_ONE_OUT_UP_TO else FOLDS
     result = np.zeros(n, np.int64)
     for fold in range(folds):
         held = np.arange(fold, n, folds)
-        rest = np.setdiff1d(np.arange(n), held) if n > 1 else held
+        rest = np.setdiff1d(np.arange(n), held)
         scorer = make_detector(plan, embedding).fit(store.embeddings(embedding, rest)).to_scorer()
         result[held] = image_scores(scorer, store.embeddings(embedding, held))
         if progress is not None:
             progress(fold + 1, folds)
     return result
+
+
+def shifted_copies(image: np.ndarray) -> np.ndarray:
+    """(16, S, S, 3) uint8: an image moved by 2 pixels in eight directions (edges repeated), darker and brighter by 3 %.
+
+    What a camera and a fixture do to one and the same good part: the least that a threshold must let through.
+    """
+    wide = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge").astype(np.int64)
+    height, width, _ = image.shape
+    moves = [(dy, dx) for dy in (0, 2, 4) for dx in (0, 2, 4) if (dy, dx) != (2, 2)]
+    moved = np.stack([wide[dy : dy + height, dx : dx + width] for dy, dx in moves])
+    return np.concatenate([np.clip((moved * gain + 50) // 100, 0, 255) for gain in (97, 103)]).astype(np.uint8)
 
 
 def image_scores(scorer: Scorer, embeddings: Iterable[np.ndarray]) -> np.ndarray:

@@ -97,7 +97,7 @@ def backbones_table(path: Path | None) -> Shown:
         return _tappable(path)
     from tinyvad.backbones import list_backbones
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": info.name, "weights": info.weights, "parameters": info.parameters, "mmacs": info.mmacs,
             "input_size": info.input_size, "layers": list(info.layers), "source": info.source,
@@ -124,7 +124,6 @@ def _tappable(path: Path) -> Shown:
     lines = [f"{path}: layers that --layers can name (* = default), at {graph.tensors[graph.inputs[0]].shape[1]} px"]
     for index, r in enumerate(rows):
         mark = "*" if r["name"] in defaults else " "
-        lines.append(
-            f" {mark} block:{index:<3} stride {r['stride']:>3}  {r['channels']:>4} x {r['height']} x {r['width']}  {r['name']}"
-        )
+        shape = f"{r['channels']:>4} x {r['height']} x {r['width']}"
+        lines.append(f" {mark} block:{index:<3} stride {r['stride']:>3}  {shape}  {r['name']}")
     return {"file": str(path), "default_layers": defaults, "layers": rows}, "\n".join(lines)

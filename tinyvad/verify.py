@@ -45,7 +45,7 @@ def verify(
         images: (n, S, S, 3) uint8 at the network's size; None takes ``sample_images``.
 
     Returns:
-        ``ok``, ``n_images``, ``engines`` (a dict each), ``bank_self_test``, ``files_changed`` and ``problems``, one line each.
+        ``ok``, ``n_images``, ``engines`` (a dict each), ``bank_self_test``, ``files_changed``, ``problems`` (a line each).
     """
     manifest = read_manifest(build)
     model = load(build)
@@ -132,10 +132,10 @@ def _compare_exact(
     if any(differing.values()) or differing_scores:
         image = next(i for i in range(len(images)) if any((m[i] != o[i]).any() for m, o in zip(taps, theirs, strict=True)))
         first = _first_difference(model, engine, inputs[image])
-        total = sum(differing.values())
+        share = f"{sum(differing.values())} of {result['values_compared']}"
         result["status"] = "differs"
         result["problem"] = (
-            f"{name} differs from the exact engine in {total} of {result['values_compared']} tapped values, first in {first}"
+            f"{name} differs from the exact engine in {share} tapped values, first in {first}"
         )
     return result
 

@@ -24,11 +24,17 @@ def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
     """
     from tinyvad.kernels import pq  # here, so that reading a bank does not load Numba
 
-    packed, codebook = pq.pack(vectors), pq.widen(centroids[None])[0]
-    blocks = packed.size // vectors.shape[1]
-    codes, distances = np.empty(blocks, np.int32), np.empty(blocks, codebook.dtype)
+    return _assign_packed(pq.pack(vectors), len(vectors), centroids)
+
+
+def _assign_packed(packed: np.ndarray, number: int, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from tinyvad.kernels import pq
+
+    codebook = pq.widen(centroids[None])[0]
+    places = packed.size // centroids.shape[1]  # ``number`` rounded up to whole blocks
+    codes, distances = np.empty(places, np.int32), np.empty(places, codebook.dtype)
     pq.assign(packed, codebook, codes, distances)
-    return codes[: len(vectors)], distances[: len(vectors)]
+    return codes[:number], distances[:number]
 
 
 def assign_reference(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -47,36 +53,42 @@ def seed_centroids(vectors: np.ndarray, count: int, rng: np.random.Generator) ->
 
     Where there are fewer distinct vectors, all of them, then copies of the first.
     """
-    wide = vectors.astype(np.float64)
-    chosen = [int(rng.random() * len(wide))]
-    nearest = np.full(len(wide), np.inf)
+    from tinyvad.kernels import pq
+
+    packed = pq.pack(vectors)
+    chosen = [int(rng.random() * len(vectors))]
+    nearest = np.full(len(vectors), np.inf)
     while len(chosen) < count:
-        difference = wide - wide[chosen[-1]]
-        nearest = np.minimum(nearest, (difference * difference).sum(1))
+        nearest = np.minimum(nearest, _assign_packed(packed, len(vectors), vectors[chosen[-1:]])[1])
         cumulative = np.cumsum(nearest)
         if cumulative[-1] == 0:
             chosen += [chosen[0]] * (count - len(chosen))
         else:
             draw = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
-            chosen.append(min(int(draw), len(wide) - 1))
+            chosen.append(min(int(draw), len(vectors) - 1))
     return vectors[chosen]
 
 
 def kmeans(vectors: np.ndarray, count: int, rng: np.random.Generator, iterations: int = ITERATIONS) -> np.ndarray:
     """Centroids (count, d) float64 of (n, d) int8 or float32 vectors, count <= n."""
+    from tinyvad.kernels import pq
+
     points = vectors.astype(np.float32)
+    packed = pq.pack(points)
     centroids = seed_centroids(points, count, rng).astype(np.float64)
-    previous = None
+    previous, refilled = None, False
     for _ in range(iterations):
-        codes, distances = assign(points, centroids.astype(np.float32))
-        if previous is not None and np.array_equal(codes, previous):
+        codes, distances = _assign_packed(packed, len(points), centroids.astype(np.float32))
+        if previous is not None and not refilled and np.array_equal(codes, previous):
             break
-        previous = codes
+        previous, refilled = codes, False
         sizes = np.bincount(codes, minlength=count)
         sums = np.stack([np.bincount(codes, column, count) for column in points.T], axis=1)
         used = sizes > 0
         centroids[used] = sums[used] / sizes[used, None]
-        worst = np.argsort(-distances, kind="stable")[: count - int(used.sum())]
-        worst = worst[distances[worst] > 0]  # nothing is left to serve better
-        centroids[np.flatnonzero(~used)[: len(worst)]] = points[worst]
+        if not used.all():
+            worst = np.argsort(-distances, kind="stable")[: count - int(used.sum())]
+            worst = worst[distances[worst] > 0]  # nothing is left to serve better
+            centroids[np.flatnonzero(~used)[: len(worst)]] = points[worst]
+            refilled = len(worst) > 0
     return centroids

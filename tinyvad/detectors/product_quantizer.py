@@ -59,7 +59,7 @@ class ProductQuantizer:
 
     def _parts(self, vectors: np.ndarray) -> list[np.ndarray]:
         """M arrays (n, D / M)."""
-        return np.split(np.ascontiguousarray(vectors[:, self.indices]), len(self.codebooks), axis=1)
+        return np.split(vectors[:, self.indices], len(self.codebooks), axis=1)
 
     def search(self, queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Squared distance of every query to the nearest decoded vector.
@@ -170,9 +170,12 @@ def fit_quantizer(
 def _train(
     vectors: np.ndarray, order: np.ndarray, subspaces: int, centroids: int, bits: int, seed: int, iterations: int
 ) -> ProductQuantizer:
-    rng = np.random.default_rng(seed)
-    parts = np.split(np.ascontiguousarray(vectors[:, order]), subspaces, axis=1)
-    codebooks = np.stack([kmeans(part, centroids, rng, iterations) for part in parts])
+    def codebook(subspace: int, part: np.ndarray) -> np.ndarray:
+        return kmeans(part, centroids, np.random.default_rng([seed, subspace]), iterations)
+
+    parts = np.split(vectors[:, order], subspaces, axis=1)
+    with ThreadPoolExecutor(threads()) as pool:  # a generator each, so that no result depends on which comes first
+        codebooks = np.stack(list(pool.map(codebook, range(subspaces), parts)))
     if vectors.dtype == np.int8:
         codebooks = round_half_away(codebooks)
     return ProductQuantizer(codebooks.astype(vectors.dtype), order, bits)

@@ -1,10 +1,10 @@
 """The inner loops of the exact int8 engine: TFLite's integer arithmetic, double rounding, NHWC.
 
-Flows in: int8 maps, float32 copies of int8 values and int32 requantisation constants. Flows out: int8 maps.
+Flows in: int8 maps, float32 copies of int8 values and integer requantisation constants. Flows out: int8 maps.
 Source: the int8 arithmetic of TFLite's reference kernels (gemmlowp's SaturatingRoundingDoublingHighMul followed by
-RoundingDivideByPOT). The readable twins of these loops are in ``tests/test_engines_int8.py``.
+RoundingDivideByPOT). The readable twins of these loops are in ``tests/integer_interpreter.py``.
 
-Sums of products are made in float32: every product and partial sum is an integer below 2**24, so float32 holds it
+Sums of products are made in float32: every product and partial sum is an integer of at most 2**24, so float32 holds it
 exactly and the order of additions does not matter (the engine checks the bound and splits longer sums).
 
 All kernels are serial and release the GIL: the engine runs several images at once instead of several rows of one.
@@ -12,12 +12,14 @@ All kernels are serial and release the GIL: the engine runs several images at on
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
 
 @njit(cache=True, nogil=True, inline="always")
-def multiply_by_quantized_multiplier(x, multiplier, shift):
+def multiply_by_quantized_multiplier(x: Any, multiplier: Any, shift: Any) -> Any:
     """round(round(x * 2**left * multiplier / 2**31) / 2**right), shift = left - right; the second, half away from zero.
 
     The first rounding, SRDHM, truncates (a*b + nudge) / 2**31 with nudge 2**30 or 1 - 2**30 by sign; that is the
@@ -30,8 +32,11 @@ def multiply_by_quantized_multiplier(x, multiplier, shift):
 
 
 @njit(cache=True, nogil=True)
-def requantize(acc, bias, multipliers, shifts, zero_point, low, high, out):
-    """acc (R, C) float32 holding integers -> out (R, C) int8, channel by channel."""
+def requantize(
+    acc: np.ndarray, bias: np.ndarray, multipliers: np.ndarray, shifts: np.ndarray,
+    zero_point: int, low: int, high: int, out: np.ndarray,
+) -> None:  # fmt: skip
+    """acc (R, C) float32 or float64 holding int32 values -> out (R, C) int8, channel by channel."""
     rows, channels = acc.shape
     for r in range(rows):
         for c in range(channels):
@@ -41,7 +46,10 @@ def requantize(acc, bias, multipliers, shifts, zero_point, low, high, out):
 
 
 @njit(cache=True, nogil=True)
-def depthwise_conv(x, weights, bias, multipliers, shifts, geometry, zero_point, low, high, out):
+def depthwise_conv(
+    x: np.ndarray, weights: np.ndarray, bias: np.ndarray, multipliers: np.ndarray, shifts: np.ndarray,
+    geometry: np.ndarray, zero_point: int, low: int, high: int, out: np.ndarray,
+) -> None:  # fmt: skip
     """x (H, W, C) float32, zero point already taken off; weights (kh, kw, C) float32 -> out (Ho, Wo, C) int8.
 
     geometry: (stride_h, stride_w, top, left, dilation_h, dilation_w) int64. Positions outside the map hold real 0.
@@ -71,7 +79,10 @@ def depthwise_conv(x, weights, bias, multipliers, shifts, geometry, zero_point, 
 
 
 @njit(cache=True, nogil=True)
-def patches(x, kernel_h, kernel_w, geometry, out_h, out_w, pad_value, out):
+def patches(
+    x: np.ndarray, kernel_h: int, kernel_w: int, geometry: np.ndarray, out_h: int, out_w: int,
+    pad_value: int, out: np.ndarray,
+) -> None:  # fmt: skip
     """im2col: x (H, W, C) int8 -> out (out_h * out_w, kernel_h * kernel_w * C) float32; outside the map, pad_value."""
     height, width, channels = x.shape
     stride_h, stride_w, top, left, dilation_h, dilation_w = geometry
@@ -89,7 +100,10 @@ def patches(x, kernel_h, kernel_w, geometry, out_h, out_w, pad_value, out):
 
 
 @njit(cache=True, nogil=True)
-def add(a, b, a_zero, b_zero, a_mult, a_shift, b_mult, b_shift, out_mult, out_shift, out_zero, low, high, out):
+def add(
+    a: np.ndarray, b: np.ndarray, a_zero: int, b_zero: int, a_mult: int, a_shift: int, b_mult: int, b_shift: int,
+    out_mult: int, out_shift: int, out_zero: int, low: int, high: int, out: np.ndarray,
+) -> None:  # fmt: skip
     """Flat int8 arrays a, b -> out: both inputs rescaled to 2**20 times a common scale, added, rescaled."""
     for i in range(a.size):
         left = multiply_by_quantized_multiplier((np.int64(a[i]) - a_zero) << 20, a_mult, a_shift)
@@ -99,7 +113,24 @@ def add(a, b, a_zero, b_zero, a_mult, a_shift, b_mult, b_shift, out_mult, out_sh
 
 
 @njit(cache=True, nogil=True)
-def pool(x, kernel_h, kernel_w, geometry, is_max, low, high, out):
+def mul(
+    a: np.ndarray, b: np.ndarray, a_zero: int, b_zero: int, mult: int, shift: int,
+    out_zero: int, low: int, high: int, out: np.ndarray,
+) -> None:  # fmt: skip
+    """a (R, C) int8 times b (R, C) or (1, C) int8 -> out (R, C) int8."""
+    rows, channels = a.shape
+    for r in range(rows):
+        row = min(r, b.shape[0] - 1)
+        for c in range(channels):
+            product = (np.int64(a[r, c]) - a_zero) * (np.int64(b[row, c]) - b_zero)
+            value = multiply_by_quantized_multiplier(product, mult, shift) + out_zero
+            out[r, c] = np.int8(min(max(value, low), high))
+
+
+@njit(cache=True, nogil=True)
+def pool(
+    x: np.ndarray, kernel_h: int, kernel_w: int, geometry: np.ndarray, is_max: bool, low: int, high: int, out: np.ndarray
+) -> None:
     """Average (rounded half away from zero, over the positions inside the map) or maximum; x, out (H, W, C) int8."""
     height, width, channels = x.shape
     stride_h, stride_w, top, left, _, _ = geometry

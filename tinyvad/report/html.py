@@ -6,6 +6,7 @@ so the same build gives the same bytes. Every key of the report may be missing; 
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +16,14 @@ from typing import Any
 from tinyvad.files import write_text
 from tinyvad.report import svg
 from tinyvad.report.html_memory import budget_section, layers_section, memory_section
-from tinyvad.report.html_parts import card, details, facts, kind_mark, section, swatch
+from tinyvad.report.html_parts import card, details, facts, kind_mark, section
 from tinyvad.report.pictures import FOUND, MAGMA, MARKED, Case, encode_cases, scale_limit
 from tinyvad.report.profile import verdict
-from tinyvad.report.text import NONE, count, escape, millions, number, percent, ratio, size, table, target_label
+from tinyvad.report.text import NONE, count, escape, millions, number, ratio, size, table, target_label
 
 PICTURE_BYTES = 1_000_000  # of all data URIs together
 MOST_CASES = 24
-MOST_NAMED = 12  # wrong images, skipped files: the rest is in report.json
+MOST_NAMED = 8  # wrong images, skipped files: the rest is in report.json
 
 
 def write_report(path: Path, report: dict[str, Any], cases: Sequence[Case]) -> None:
@@ -55,7 +56,7 @@ def render(report: dict[str, Any], cases: Sequence[Case]) -> str:
     ]
     shown = [(anchor, name, body) for anchor, name, body in parts if body]
     return Template((here / "report.html").read_text(encoding="utf-8")).substitute(
-        version=escape(report.get("tinyvad") or ""),
+        version=escape(f" {report['tinyvad']}" if report.get("tinyvad") else ""),
         title=escape(report.get("title") or "tinyvad build"),
         lead=_lead(report),
         style=(here / "report.css").read_text(encoding="utf-8").strip(),
@@ -86,8 +87,8 @@ def _headline(report: dict[str, Any]) -> str:
     words = verdict(budget)
     css, mark = {"fits": ("fits", "✓ "), "does not fit": ("over", "✕ ")}.get(words, ("", ""))
     used = [
-        f"{name} {size(budget.get(f'{key}_used'))} of "
-        + (size(budget.get(f"{key}_available")) if budget.get(f"{key}_available") is not None else "no limit")
+        f"{name} {size(budget.get(f'{key}_used'))}"
+        + (f" of {size(budget[f'{key}_available'])}" if budget.get(f"{key}_available") is not None else "")
         for name, key in (("RAM", "ram"), ("flash", "flash"))
         if budget.get(f"{key}_used") is not None
     ]
@@ -116,12 +117,10 @@ def _cell(label: str, value: str, note: str, raw: bool = False) -> str:
 
 def _rule(thresholds: dict[str, Any]) -> str:
     words = [str(thresholds.get("rule") or "")]
-    if thresholds.get("quantile") is not None:
-        words.append(f"quantile {thresholds['quantile']:g}")
-    if thresholds.get("n_held_out") is not None:
-        words.append(f"{count(thresholds['n_held_out'])} held out")
+    if thresholds.get("quantile") is not None and thresholds.get("n_held_out") is not None:
+        words.append(f"{thresholds['quantile']:g} of {count(thresholds['n_held_out'])}")
     if thresholds.get("raw") is not None:
-        words.append(f"{count(thresholds['raw'])} as the device's integer")
+        words.append(f"{count(thresholds['raw'])} on the device")
     return ", ".join(word for word in words if word)
 
 
@@ -138,8 +137,9 @@ def _verdict_counts(report: dict[str, Any]) -> str:
     if bad:
         words.append(f"{sum(not item['pred_label'] for item in bad)} of {count(len(bad))} defects missed")
     if good:
-        words.append(f"{sum(bool(item['pred_label']) for item in good)} of {count(len(good))} good ones false alarms")
-    return "at the threshold: " + ", ".join(words)
+        alarms = sum(bool(item["pred_label"]) for item in good)
+        words.append(f"{alarms} false alarm{'s' * (alarms != 1)} in {count(len(good))} good images")
+    return "at the threshold " + ", ".join(words)
 
 
 def _scores(report: dict[str, Any]) -> str:
@@ -183,11 +183,11 @@ def _metrics(metrics: dict[str, Any] | None) -> str:
         )
     pixel = [("AUROC", "pixel_AUROC"), ("AUPRO", "pixel_AUPRO"), ("AP", "pixel_AP"), ("F1-max", "pixel_F1Max")]
     image = [("AUROC", "image_AUROC"), ("AP", "image_AP"), ("F1-max", "image_F1Max"), ("F1 floor", "image_F1_floor")]
-    cards = [card("Images", grid([(name, metrics.get(key)) for name, key in image]))]
+    cards = [card("Image level", grid([(name, metrics.get(key)) for name, key in image]))]
     if any(metrics.get(key) is not None for _, key in pixel):
-        cards.append(card("Pixels", grid([(name, metrics.get(key)) for name, key in pixel])))
+        cards.append(card("Pixel level", grid([(name, metrics.get(key)) for name, key in pixel])))
     else:
-        cards.append(card("Pixels", '<p class="muted">No figures: the test images have no masks.</p>'))
+        cards.append(card("Pixel level", '<p class="muted">No figures: the test images have no masks.</p>'))
     return f'<div class="grid two">{"".join(cards)}</div>'
 
 
@@ -206,7 +206,7 @@ def _by_defect(tested: Sequence[dict[str, Any]]) -> str:
                 ("good", "defect", "unlabelled")[label],
                 count(len(items)),
                 count(flagged),
-                percent(flagged, len(items)),
+                f"{100 * flagged / len(items):.1f} %",
                 *(number(value) for value in (min(scores), statistics.median(scores), max(scores))),
             ]
         )
@@ -289,7 +289,8 @@ def _case(case: Case, uris: Sequence[str], threshold: float | None, marked: bool
         tag = _tag("missed" if case.label else "false alarm", "wrong")
     else:
         tag = _tag(word, "right")
-    times = f"{case.pred_score / threshold:.2f} × threshold" if threshold else ""
+    # rounded down, so that a score below the threshold never reads as 1.00 times it
+    times = f"{math.floor(100 * case.pred_score / threshold) / 100:.2f} × threshold" if threshold else ""
     return (
         f'<figure class="card case{" bad" if wrong else ""}"><div class="shots">{"".join(shots)}</div><figcaption>'
         f'<span class="score">{number(case.pred_score)}</span>{tag}<span class="muted">{times}</span>'

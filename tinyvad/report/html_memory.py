@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyvad.report import svg
-from tinyvad.report.html_parts import card, details, facts, kind_mark, kinds_legend, legend, section, swatch
+from tinyvad.report.html_parts import card, details, kind_mark, kinds_legend, legend, section, swatch
 from tinyvad.report.profile import columns
 from tinyvad.report.text import NONE, count, escape, millions, percent, size, table, target_label
 
@@ -24,8 +24,7 @@ def budget_section(report: dict[str, Any]) -> str:
     return section(
         "budget",
         "RAM and flash",
-        f"What this build needs on {escape(label)}, by owner. " if label else "What this build needs, by owner. "
-        "The pattern of a bar says how sure its figure is.",
+        f"What this build needs{' on ' if label else ''}{escape(label)}, by owner. The pattern says how sure a figure is.",
         f'<div class="grid two">{"".join(cards)}</div>',
         _regions(budget),
         card("How sure is a figure?", kinds_legend()),
@@ -125,21 +124,25 @@ def _peak(buffers: Sequence[dict[str, Any]], layers: Sequence[dict[str, Any]]) -
     made = next((layer for layer in layers if layer.get("first_use") == step), None)
     where = f"operator {step}" if step else "the input"
     name = f" ({made.get('op')} <code>{escape(made.get('name'))}</code>)" if made else ""
-    return f"Most is alive at {where}{name}, the shaded column: {count(nbytes)} B. To need less RAM, change that one."
+    return (
+        f"Most is alive at {where}{name}, the shaded column: {count(nbytes)} B. This is the place to save: a smaller "
+        "<code>--image-size</code>, a narrower backbone."
+    )
 
 
 def _arena(memory: dict[str, Any]) -> str:
     head, bound, tail = (memory.get(key) for key in ("head_bytes", "lower_bound_bytes", "tail_bytes"))
     if head is None:
         return ""
-    pairs = [(f"head, {memory.get('head_kind') or 'modelled'}", f"{count(head)} B")]
-    if bound is not None:
-        pairs.append(("lower bound of any plan of whole buffers", f"{count(bound)} B"))
-    if tail is not None:
-        pairs.append(("tail, modelled", f"{count(tail)} B"))
-    for name, nbytes in (memory.get("tail") or {}).items():
-        pairs.append((f"– {name.replace('_', ' ')}", f"{count(nbytes)} B"))
-    return card("The arena", facts(pairs))
+    cells = [("head", head, memory.get("head_kind") or "modelled")]
+    cells += [(name, value, kind) for name, value, kind in (("lower bound", bound, "exact"), ("tail", tail, "modelled")) if value is not None]
+    figures = "".join(
+        f"<div><dt>{name}{kind_mark(kind)}</dt><dd>{size(value)}</dd><dt>{count(value)} B</dt></div>"
+        for name, value, kind in cells
+    )
+    buckets = [[escape(name.replace("_", " ")), count(nbytes)] for name, nbytes in (memory.get("tail") or {}).items()]
+    parts = table(["part of the tail", "bytes"], buckets, (1,), caption="The arena's tail") if buckets else ""
+    return card("The arena", f'<dl class="metrics">{figures}</dl>', details("The tail in parts", parts) if parts else "")
 
 
 def _buffer_table(buffers: Sequence[dict[str, Any]], taps: Sequence[str]) -> str:

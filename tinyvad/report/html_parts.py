@@ -16,7 +16,7 @@ KIND_MEANINGS = {
 
 
 def plain(value: Any) -> str:
-    """A setting as text: lists with commas, yes and no, nested values as JSON."""
+    """A setting as text: lists with commas, thousands marked, yes and no, nested values as JSON."""
     if value is None:
         return NONE
     if isinstance(value, bool):
@@ -25,6 +25,8 @@ def plain(value: Any) -> str:
         return ", ".join(plain(item) for item in value) or NONE
     if isinstance(value, (dict, list, tuple)):
         return json.dumps(value, sort_keys=True)
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:.6g}" if isinstance(value, float) else clean(value)
 
 

@@ -28,8 +28,7 @@ MAGMA = (
 FOUND = (63, 224, 255)  # outline of what the detector found
 MARKED = (255, 226, 64)  # outline of what a person marked
 HALO = (10, 12, 16)  # one pixel around an outline, to set it off from any photo
-STRENGTH = 0.62  # share of the heat map's colour in a blended pixel
-SMALLEST_SIDE = 160  # smaller inputs are enlarged, pixel by pixel
+STRENGTH = 0.72  # share of the heat map's colour in a blended pixel
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 _POINTS = np.array([list(bytes.fromhex(point)) for point in MAGMA], np.float64)  # (16, 3)
@@ -143,19 +142,21 @@ def save_overlay(
 
 
 def panels(case: Case, threshold: float | None, limit: float, side: int) -> list[Image.Image]:
-    """The pictures of a case, at most ``side`` pixels long: photo, overlay and, if it is marked, both outlines."""
+    """Photo, overlay and, if the case is marked, both outlines; at most ``side`` pixels long, small ones enlarged."""
     _check(case.image, case.anomaly_map, limit, case.mask, case.pred_mask)
     height, width = case.anomaly_map.shape
-    longest = max(height, width)
-    factor = -(-SMALLEST_SIDE // longest) if longest < SMALLEST_SIDE else min(1.0, side / longest)
+    factor = side / max(height, width)
+    factor = min(factor, 1.0) if factor < 2 else float(int(factor))  # enlarged by whole pixels only
     scaled = (max(1, round(width * factor)), max(1, round(height * factor)))
-    smooth = Image.Resampling.BILINEAR if factor < 1 else Image.Resampling.NEAREST
+    smooth = Image.Resampling.BICUBIC if factor < 1 else Image.Resampling.NEAREST
 
     def mask(values: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(values.astype(np.uint8)).resize(scaled, Image.Resampling.NEAREST)) > 0
 
     photo = np.asarray(Image.fromarray(case.image).resize(scaled, smooth))
-    heat = np.asarray(Image.fromarray(case.anomaly_map.astype(np.float32)).resize(scaled, smooth))
+    heat = np.asarray(
+        Image.fromarray(case.anomaly_map.astype(np.float32)).resize(scaled, Image.Resampling.BILINEAR)
+    )
     found = mask(_found(case.anomaly_map, threshold, case.pred_mask))
     pictures = [Image.fromarray(photo), overlay(photo, heat, threshold, limit, found)]
     if case.mask is not None and case.mask.any():

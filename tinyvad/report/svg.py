@@ -18,7 +18,7 @@ from tinyvad.report.text import count, escape, number, size
 BINS = 44
 MANY = 400  # no rug of single scores above this
 LOG_RATIO = 40  # scores that spread by more than this factor get a logarithmic axis
-LANE, BARS, TOP = 104, 58, 24  # pixels: a series, its bars, the room for the threshold's label
+LANE, BARS, TOP = 116, 58, 24  # pixels: a series, its bars, the room for the threshold's label
 MAP_HEIGHT, MAP_TOP = 320, 24
 
 
@@ -74,7 +74,7 @@ def histogram(series: Sequence[Series], threshold: float | None) -> str:
 
     parts: list[str] = []
     for i, (lane, scores) in enumerate(lanes):
-        base = TOP + i * LANE + 30 + BARS
+        base = TOP + i * LANE + 40 + BARS
         counts = Counter(math.floor((along(score) - along(start)) / step) for score in scores)
         parts.append(f'<line class="base" x1="0" x2="100%" y1="{base}" y2="{base}"/>')
         parts += _bars(lane, counts, along(start), step, x, base, logarithmic)
@@ -86,17 +86,21 @@ def histogram(series: Sequence[Series], threshold: float | None) -> str:
             ]
     bottom = TOP + len(lanes) * LANE
     if threshold is not None and has_threshold:
-        place = x(along(start))
-        side = ("end", -6) if place > 60 else ("start", 6)
+        place = _pc(x(along(start)))
+        anchor, dx = ("end", -6) if x(along(start)) > 60 else ("start", 6)
+        tops = [4, *(TOP + i * LANE + 24 for i in range(len(lanes)))]  # interrupted, to leave the lanes' names free
+        ends = [TOP, *(TOP + (i + 1) * LANE - 2 for i in range(len(lanes)))]
+        parts += [
+            f'<line class="threshold" x1="{place}" x2="{place}" y1="{y1}" y2="{y2}"/>' for y1, y2 in zip(tops, ends)
+        ]
         parts.append(
-            f'<line class="threshold" x1="{_pc(place)}" x2="{_pc(place)}" y1="4" y2="{bottom}"/>'
-            f'<text class="strong halo" x="{_pc(place)}" dx="{side[1]}" y="15" text-anchor="{side[0]}">'
+            f'<text class="strong halo" x="{place}" dx="{dx}" y="14" text-anchor="{anchor}">'
             f"threshold {escape(number(threshold))}</text>"
         )
     for i, (lane, scores) in enumerate(lanes):
         parts.append(_lane_label(lane, scores, threshold if has_threshold else None, TOP + i * LANE + 16))
     for tick in _log_ticks(low, high) if logarithmic else _ticks(left, right, 6):
-        parts.append(_x_tick(x(along(tick)), bottom, number(tick)))
+        parts.append(_x_tick(x(along(tick)), bottom, f"{tick:.4g}"))
     title = "pred_score, logarithmic" if logarithmic else "pred_score, higher is more anomalous"
     parts.append(f'<text class="muted" x="50%" y="{bottom + 36}" text-anchor="middle">{title}</text>')
     summary = "; ".join(
@@ -169,8 +173,10 @@ def stacked_bar(items: Sequence[dict[str, Any]], available: int | None, label: s
         parts.append(
             f'<rect class="over" x="{_pc(limit)}" y="1" width="{_pc(100 - limit)}" height="24"/>'
             f'<line class="limit" x1="{_pc(limit)}" x2="{_pc(limit)}" y1="-5" y2="31"/>'
+            f'<text class="strong" x="{_pc(limit)}" y="44" text-anchor="{"end" if limit > 50 else "start"}">'
+            f"all there is: {size(available)}</text>"
         )
-    return _svg("stack", 26, f"{label}: {size(used)} used of {size(available)}.", parts)
+    return _svg("stack", 46 if available is not None and used > available else 26, f"{label}: {size(used)} used of {size(available)}.", parts)
 
 
 def region_bar(region: dict[str, Any], items: Sequence[tuple[int, dict[str, Any]]]) -> str:
@@ -223,30 +229,38 @@ def memory_map(memory: dict[str, Any], taps: Sequence[str] = ()) -> str:
             f'<line class="grid" x1="0" x2="100%" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
             f'<text class="muted" x="-8" y="{y(tick) + 4:.1f}" text-anchor="end">{label}</text>'
         )
+    for b in buffers:
+        parts.append(_block(b, b["name"] in taps, x, y))
     peak, _ = peak_step(buffers)
     parts.append(
         f'<rect class="peak" x="{_pc(x(peak))}" y="{MAP_TOP}" width="{_pc(x(1))}" height="{MAP_HEIGHT}"/>'
     )
-    for b in buffers:
-        parts.append(_block(b, b["name"] in taps, x, y))
     for tick in _ticks(0, steps - 1, 8, whole=True):
         parts.append(_x_tick(x(tick + 0.5), bottom, "input" if tick == 0 else str(round(tick))))
     parts.append(f'<text class="muted" x="50%" y="{bottom + 36}" text-anchor="middle">operator, in order</text>')
-    lines = [("head", head, f"head {size(head)} ({memory.get('head_kind') or 'modelled'})")]
-    if bound is not None and head is not None and bound < head:
-        lines.append(("bound", bound, f"lower bound {size(bound)}"))
-    elif bound is not None and head == bound:
-        lines[0] = ("head", head, f"{lines[0][2]} = lower bound")
-    for css, value, text in lines:
-        if value is not None:
-            anchor, place, dx = ("start", "0", 2) if css == "bound" else ("end", "100%", -2)
-            parts.append(
-                f'<line class="{css}" x1="0" x2="100%" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
-                f'<text class="strong halo" x="{place}" dx="{dx}" y="{y(value) - 5:.1f}" '
-                f'text-anchor="{anchor}">{escape(text)}</text>'
-            )
+    parts += _levels(head, memory.get("head_kind") or "modelled", bound, y)
     label = f"Memory over time: {len(buffers)} buffers, {steps - 1} operators, head {size(head)}. A table follows."
     return _svg("chart map", bottom + 42, label, parts)
+
+
+def _levels(head: int | None, kind: str, bound: int | None, y: Any) -> list[str]:
+    """The lines of head and lower bound, with their names; one name for both where they are close or equal."""
+    if head is None:
+        return []
+    names = {head: f"head {size(head)} ({kind})"}
+    if bound is not None and bound == head:
+        names[head] += " = lower bound"
+    elif bound is not None and y(bound) - y(head) < 20:
+        names[head] += f", lower bound {size(bound)}"
+        names[bound] = ""
+    elif bound is not None:
+        names[bound] = f"lower bound {size(bound)}"
+    return [
+        f'<line class="{"head" if value == head else "bound"}" x1="0" x2="100%" y1="{y(value):.1f}" '
+        f'y2="{y(value):.1f}"/><text class="strong halo" x="100%" dx="-2" y="{y(value) - 5:.1f}" '
+        f'text-anchor="end">{escape(text)}</text>'
+        for value, text in names.items()
+    ]
 
 
 def peak_step(buffers: Sequence[dict[str, Any]]) -> tuple[int, int]:
@@ -289,17 +303,19 @@ def colour_bar(colours: Sequence[str], limit: float, threshold: float | None) ->
     )
     parts = [
         f'<defs><linearGradient id="heat">{stops}</linearGradient></defs>',
-        '<rect x="0" y="0" width="100%" height="14" rx="3" fill="url(#heat)"/>',
-        '<text class="muted" x="0" y="30">0</text>',
-        f'<text class="muted" x="100%" y="30" text-anchor="end">{escape(number(limit))} and above</text>',
+        '<rect x="0" y="18" width="100%" height="14" rx="3" fill="url(#heat)"/>',
+        '<text class="muted" x="0" y="47">0</text>',
+        f'<text class="muted" x="100%" y="47" text-anchor="end">{escape(number(limit))} and above</text>',
     ]
     if threshold is not None and 0 <= threshold <= limit:
-        place = _pc(100 * threshold / limit)
+        place = 100 * threshold / limit
+        anchor = "start" if place < 30 else "end" if place > 70 else "middle"
         parts.append(
-            f'<line class="limit" x1="{place}" x2="{place}" y1="-3" y2="18"/>'
-            f'<text class="strong" x="{place}" y="30" text-anchor="middle">threshold {escape(number(threshold))}</text>'
+            f'<line class="limit" x1="{_pc(place)}" x2="{_pc(place)}" y1="15" y2="36"/>'
+            f'<text class="strong" x="{_pc(place)}" y="10" text-anchor="{anchor}">'
+            f"threshold {escape(number(threshold))}</text>"
         )
-    return _svg("scale", 36, f"Colours from 0 to {number(limit)}, threshold {number(threshold)}.", parts)
+    return _svg("scale", 50, f"Colours from 0 to {number(limit)}, threshold {number(threshold)}.", parts)
 
 
 def _svg(css: str, height: float, label: str, parts: Sequence[str]) -> str:

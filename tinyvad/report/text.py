@@ -30,12 +30,13 @@ def escape(value: Any) -> str:
 
 
 def size(nbytes: int | None) -> str:
-    """'412 KiB', from 10 MiB up '12.5 MiB', rounded up; '–' for None."""
+    """'412 KiB', from 10 MiB up '12.5 MiB', from 1 GiB up '8.0 GiB', rounded up; '0'; '–' for None."""
     if nbytes is None:
         return NONE
     if nbytes < 10 * 1024**2:
-        return kib(nbytes)
-    return f"{-(-nbytes * 10 // 1024**2) / 10:,.1f} MiB"
+        return kib(nbytes) if nbytes else "0"
+    unit, name = (1024**2, "MiB") if nbytes < 1024**3 else (1024**3, "GiB")
+    return f"{-(-nbytes * 10 // unit) / 10:,.1f} {name}"
 
 
 def count(value: int | None) -> str:
@@ -56,8 +57,8 @@ def number(value: float | None) -> str:
     """A score with four significant digits; '–' for None and what is not finite."""
     if value is None or not math.isfinite(value):
         return NONE
-    text = f"{value:.4g}"
-    return f"{value:,.0f}" if "e+" in text and abs(value) < 1e7 else text
+    text = f"{value:#.4g}"
+    return f"{value:,.0f}" if "e+" in text and abs(value) < 1e7 else text.removesuffix(".")
 
 
 def ratio(value: float | None) -> str:

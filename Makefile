@@ -1,0 +1,45 @@
+# Two commands do everything on a machine that has only Python: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint types check bench wheel clean
+
+demo: $(STAMP)
+	$(BIN)/tinyvad demo --out demo-data
+	$(BIN)/tinyvad build --data demo-data --target cortex-m7 --out demo-build
+	$(BIN)/tinyvad eval demo-build --data demo-data
+	@echo "report: demo-build/report.html"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n auto
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n auto -m slow --override-ini addopts="-q --strict-markers"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types test
+
+bench: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[bench]"
+	$(BIN)/python benchmarks/bench_engine.py --out benchmarks/results/engine.md
+	$(BIN)/python benchmarks/bench_search.py --out benchmarks/results/search.md
+	$(BIN)/python benchmarks/methods_table.py --data ../shared/data --backbone ../shared/weights/mcunet_in3_imagenet_f32.onnx --out benchmarks/results
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo-data demo-build *.egg-info
