@@ -1,6 +1,6 @@
 """Fixed-point multipliers and TFLite's integer rescaling, in plain Python and NumPy (the reference of kernels and C).
 
-A real factor m > 0 becomes ``multiplier * 2**(shift - 31)`` with a 31-bit multiplier. Source: TFLite's
+A real factor m >= 0 becomes ``multiplier * 2**(shift - 31)`` with a 31-bit multiplier. Source: TFLite's
 QuantizeMultiplier and MultiplyByQuantizedMultiplier, double rounding.
 """
 
@@ -10,15 +10,27 @@ import math
 
 import numpy as np
 
+from tinyvad.errors import InputError
+
 
 def round_half_away(x: np.ndarray | float) -> np.ndarray:
     """Round to the nearest integer, halves away from zero (C's round), as float64."""
     x = np.asarray(x, np.float64)
-    return np.copysign(np.floor(np.abs(x) + 0.5), x)
+    whole = np.trunc(x)
+    # not floor(|x| + 0.5): that sum is itself rounded, and takes 0.49999999999999994 to 1
+    return np.where(np.abs(x - whole) >= 0.5, whole + np.copysign(1.0, x), whole)
 
 
 def quantize_multiplier(factor: float) -> tuple[int, int]:
-    """Real factor >= 0 -> (multiplier in [2**30, 2**31) or 0, shift; positive shifts left)."""
+    """Real factor >= 0 -> (multiplier in [2**30, 2**31) or 0, shift; positive shifts left).
+
+    Factors below 2**-32 become 0, as in TFLite.
+
+    Raises:
+        InputError: the factor, a quotient of scales, is negative or not finite.
+    """
+    if not (math.isfinite(factor) and factor >= 0):
+        raise InputError(f"a factor of {factor} cannot be rescaled by; quantisation scales must be positive and finite")
     if factor == 0.0:
         return 0, 0
     fraction, shift = math.frexp(float(factor))
@@ -41,10 +53,15 @@ def quantize_multipliers(factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def multiply_by_quantized_multiplier(x: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """x * multiplier * 2**(shift - 31), rounded twice as TFLite does; integer arrays that broadcast, int64 out."""
-    x, multiplier, shift = (np.asarray(a, np.int64) for a in (x, multiplier, shift))
-    left, right = np.maximum(shift, 0), np.maximum(-shift, 0)
-    high = ((x << left) * multiplier + (1 << 30)) >> 31
+def multiply_by_quantized_multiplier(
+    x: np.ndarray | int, multiplier: np.ndarray | int, shift: np.ndarray | int
+) -> np.ndarray:
+    """x * multiplier * 2**(shift - 31), rounded twice as TFLite does; integer arrays that broadcast, int64 out.
+
+    x * 2**shift must stay within int32 where shift > 0, as on the device; the callers see to it.
+    """
+    a, m, s = (np.asarray(value, np.int64) for value in (x, multiplier, shift))
+    left, right = np.maximum(s, 0), np.maximum(-s, 0)
+    high = ((a << left) * m + (1 << 30)) >> 31
     mask = (np.int64(1) << right) - 1
     return (high >> right) + ((high & mask) > (mask >> 1) + (high < 0))

@@ -5,6 +5,8 @@ into whatever vector registers the processor has (one of AVX-512, two of AVX2, f
 and products are never fused into them, so results are the same to the last bit on every processor, floats too. Numba's
 own vectoriser can't promise that, nor does it vectorise short inner loops over arrays that may overlap.
 
+Numba's cache does not see changes of this file in the kernels that use it: delete ``__pycache__`` after one.
+
 No function here checks bounds: a load or store at ``index`` touches elements ``index`` to ``index + 15``.
 """
 

@@ -6,8 +6,6 @@ so the same build gives the same bytes. Every key of the report may be missing; 
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -17,13 +15,12 @@ from tinyvad.files import write_text
 from tinyvad.report import svg
 from tinyvad.report.html_memory import budget_section, layers_section, memory_section
 from tinyvad.report.html_parts import card, details, facts, kind_mark, section
-from tinyvad.report.pictures import FOUND, MAGMA, MARKED, Case, encode_cases, scale_limit
+from tinyvad.report.html_results import pictures_section, scores_section, tested_images, threshold_score
+from tinyvad.report.pictures import Case
 from tinyvad.report.profile import verdict
 from tinyvad.report.text import NONE, count, escape, millions, number, ratio, size, table, target_label
 
-PICTURE_BYTES = 1_000_000  # of all data URIs together
-MOST_CASES = 24
-MOST_NAMED = 8  # wrong images, skipped files: the rest is in report.json
+MOST_SKIPPED = 12  # files named; the rest is in report.json
 
 
 def write_report(path: Path, report: dict[str, Any], cases: Sequence[Case]) -> None:
@@ -32,7 +29,7 @@ def write_report(path: Path, report: dict[str, Any], cases: Sequence[Case]) -> N
     Args:
         path: report.html.
         report: what report.json holds; see the build's documentation for its keys.
-        cases: images to show; those beyond ``MOST_CASES`` are left out.
+        cases: images to show, some dozen.
 
     Raises:
         InputError: a case's image, map and mask differ in size; the file can't be written.
@@ -46,8 +43,8 @@ def render(report: dict[str, Any], cases: Sequence[Case]) -> str:
     parts = [
         ("summary", "Summary", _headline(report)),
         ("budget", "RAM and flash", budget_section(report)),
-        ("scores", "Scores", _scores(report)),
-        ("pictures", "Pictures", _pictures(report, cases)),
+        ("scores", "Scores", scores_section(report)),
+        ("pictures", "Pictures", pictures_section(report, cases)),
         ("memory", "Memory over time", memory_section(report)),
         ("layers", "Layers", layers_section(report)),
         ("facts", "How it was built", _facts(report)),
@@ -76,11 +73,6 @@ def _lead(report: dict[str, Any]) -> str:
     return escape(", ".join(str(part) for part in parts if part))
 
 
-def _threshold(report: dict[str, Any]) -> float | None:
-    score = (report.get("thresholds") or {}).get("score")
-    return (report.get("metrics") or {}).get("threshold") if score is None else score
-
-
 def _headline(report: dict[str, Any]) -> str:
     budget, metrics = report.get("budget") or {}, report.get("metrics") or {}
     thresholds, latency = report.get("thresholds") or {}, report.get("latency") or {}
@@ -99,14 +91,17 @@ def _headline(report: dict[str, Any]) -> str:
         + (f'<ul class="problems">{problems}</ul>' if problems else "")
         + "</div>",
         _cell("Image AUROC", ratio(metrics.get("image_AUROC")), _verdict_counts(report)),
-        _cell("Threshold", number(_threshold(report)), _rule(thresholds)),
+        _cell("Threshold", number(threshold_score(report)), _rule(thresholds)),
     ]
     if latency.get("ms") is not None:
-        value = f"{latency['ms']:,.0f} <small>ms</small>" if latency["ms"] >= 10 else f"{latency['ms']:.1f} <small>ms</small>"
+        milliseconds = latency["ms"]
+        value = f"{milliseconds:,.{0 if milliseconds >= 10 else 1}f} <small>ms</small>"
         note = f"by multiply-accumulates, engine {latency.get('engine') or NONE}"
         cells.append(_cell(f"Latency{kind_mark(latency.get('kind') or 'estimated')}", value, note, raw=True))
     else:
-        cells.append(_cell("Multiply-accumulates", millions((report.get("backbone") or {}).get("macs")), "an image"))
+        cells.append(
+            _cell("Multiply-accumulates", millions((report.get("backbone") or {}).get("macs")), "an image")
+        )
     return f'<section id="summary"><div class="card headline">{"".join(cells)}</div></section>'
 
 
@@ -124,13 +119,9 @@ def _rule(thresholds: dict[str, Any]) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _tested(report: dict[str, Any]) -> list[dict[str, Any]]:
-    return (report.get("scores") or {}).get("test") or []
-
-
 def _verdict_counts(report: dict[str, Any]) -> str:
-    good = [item for item in _tested(report) if item.get("label") == 0]
-    bad = [item for item in _tested(report) if item.get("label") == 1]
+    good = [item for item in tested_images(report) if item.get("label") == 0]
+    bad = [item for item in tested_images(report) if item.get("label") == 1]
     if not good and not bad:
         return "needs labelled test images, good and defective"
     words = []
@@ -140,163 +131,6 @@ def _verdict_counts(report: dict[str, Any]) -> str:
         alarms = sum(bool(item["pred_label"]) for item in good)
         words.append(f"{alarms} false alarm{'s' * (alarms != 1)} in {count(len(good))} good images")
     return "at the threshold " + ", ".join(words)
-
-
-def _scores(report: dict[str, Any]) -> str:
-    tested = _tested(report)
-    held = (report.get("scores") or {}).get("held_out") or []
-
-    def of(label: int | None) -> list[float]:
-        return [item["pred_score"] for item in tested if item.get("label") == label]
-
-    chart = svg.histogram(
-        [
-            svg.Series("Good, held out", "held", held),
-            svg.Series("Good, test", "normal", of(0), "above", "false alarms"),
-            svg.Series("Defects, test", "defect", of(1), "below", "missed"),
-            svg.Series("Unlabelled, test", "held", of(None)),
-        ],
-        _threshold(report),
-    )
-    return section(
-        "scores",
-        "Scores",
-        "One score an image: the distance of its most anomalous cell. At or above the threshold an image is called "
-        "anomalous. Red bars lie on the wrong side.",
-        card("Distribution", chart),
-        _metrics(report.get("metrics")),
-        _by_defect(tested),
-        _wrong(tested),
-    )
-
-
-def _metrics(metrics: dict[str, Any] | None) -> str:
-    def grid(pairs: Sequence[tuple[str, Any]]) -> str:
-        cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{ratio(value)}</dd></div>" for name, value in pairs)
-        return f'<dl class="metrics">{cells}</dl>'
-
-    if not metrics:
-        return card(
-            "Metrics",
-            "<p>None: there are no labelled test images. Put good and defective ones beside the training images "
-            "(<code>test/good</code>, <code>test/DEFECT</code>) and run <code>tinyvad eval BUILD --data DIR</code>.</p>",
-        )
-    pixel = [("AUROC", "pixel_AUROC"), ("AUPRO", "pixel_AUPRO"), ("AP", "pixel_AP"), ("F1-max", "pixel_F1Max")]
-    image = [("AUROC", "image_AUROC"), ("AP", "image_AP"), ("F1-max", "image_F1Max"), ("F1 floor", "image_F1_floor")]
-    cards = [card("Image level", grid([(name, metrics.get(key)) for name, key in image]))]
-    if any(metrics.get(key) is not None for _, key in pixel):
-        cards.append(card("Pixel level", grid([(name, metrics.get(key)) for name, key in pixel])))
-    else:
-        cards.append(card("Pixel level", '<p class="muted">No figures: the test images have no masks.</p>'))
-    return f'<div class="grid two">{"".join(cards)}</div>'
-
-
-def _by_defect(tested: Sequence[dict[str, Any]]) -> str:
-    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for item in tested:
-        label = item.get("label")
-        groups.setdefault((2 if label is None else label, str(item.get("defect") or NONE)), []).append(item)
-    rows = []
-    for (label, defect), items in sorted(groups.items()):
-        flagged = sum(bool(item["pred_label"]) for item in items)
-        scores = [item["pred_score"] for item in items]
-        rows.append(
-            [
-                escape(defect),
-                ("good", "defect", "unlabelled")[label],
-                count(len(items)),
-                count(flagged),
-                f"{100 * flagged / len(items):.1f} %",
-                *(number(value) for value in (min(scores), statistics.median(scores), max(scores))),
-            ]
-        )
-    head = ["kind", "label", "images", "called anomalous", "share", "lowest", "median", "highest"]
-    return card("By kind of image", table(head, rows, range(2, 8), caption="Scores by kind")) if rows else ""
-
-
-def _wrong(tested: Sequence[dict[str, Any]]) -> str:
-    missed = [item for item in tested if item.get("label") == 1 and not item["pred_label"]]
-    alarms = [item for item in tested if item.get("label") == 0 and item["pred_label"]]
-    missed.sort(key=lambda item: (item["pred_score"], item["image_path"]))
-    alarms.sort(key=lambda item: (-item["pred_score"], item["image_path"]))
-    rows = [
-        [f"<code>{escape(item['image_path'])}</code>", _tag(name, "wrong"), number(item["pred_score"])]
-        for name, items in (("missed", missed), ("false alarm", alarms))
-        for item in items[:MOST_NAMED]
-    ]
-    rest = max(0, len(missed) - MOST_NAMED) + max(0, len(alarms) - MOST_NAMED)
-    more = f'<p class="small muted">and {count(rest)} more, in report.json</p>' if rest else ""
-    body = table(["image", "verdict", "score"], rows, (2,), caption="Wrong verdicts")
-    return card("Wrong verdicts", body, more) if rows else ""
-
-
-def _tag(name: str, css: str) -> str:
-    return f'<span class="tag {css}">{escape(name)}</span>'
-
-
-def _pictures(report: dict[str, Any], cases: Sequence[Case]) -> str:
-    if not cases:
-        return ""
-    threshold = _threshold(report)
-    shown = list(cases)[:MOST_CASES]
-    limit = scale_limit(threshold, [case.anomaly_map for case in shown])
-    uris = dict(zip(map(id, shown), encode_cases(shown, threshold, limit, PICTURE_BYTES)))
-    groups = []
-    for label, title in ((1, "Defects"), (0, "Good images"), (None, "Unlabelled")):
-        group = sorted(
-            (case for case in shown if case.label == label), key=lambda case: (-case.pred_score, case.image_path)
-        )
-        if not group:
-            continue
-        marked = any(len(uris[id(case)]) > 2 for case in group)
-        figures = "\n".join(_case(case, uris[id(case)], threshold, marked) for case in group)
-        groups.append(
-            f'<h3 class="group">{title} <span>highest score first</span></h3>'
-            f'<div class="cases{"" if marked else " pairs"}">{figures}</div>'
-        )
-    outlines = (
-        f'<ul class="legend"><li>{_line_swatch(FOUND)}outline of what was found</li>'
-        f"<li>{_line_swatch(MARKED)}outline of what a person marked</li></ul>"
-    )
-    return section(
-        "pictures",
-        "Pictures",
-        "The highest and the lowest scores of each kind: what the network saw, the heat map over it, and the outlines. "
-        "All pictures share one scale; none is stretched to look dramatic.",
-        f'<div class="card"><div class="scale-box"><div>{svg.colour_bar(MAGMA, limit, threshold)}</div>{outlines}</div>'
-        f"{''.join(groups)}</div>",
-    )
-
-
-def _line_swatch(colour: tuple[int, int, int]) -> str:
-    return (
-        '<svg class="swatch" width="26" height="14" aria-hidden="true"><rect width="26" height="14" rx="3" '
-        f'fill="#30353d"/><line x1="4" x2="22" y1="7" y2="7" stroke="#{bytes(colour).hex()}" stroke-width="3"/></svg>'
-    )
-
-
-def _case(case: Case, uris: Sequence[str], threshold: float | None, marked: bool) -> str:
-    name = escape(case.image_path)
-    shots = [
-        f'<img src="{uri}" alt="{what}: {name}" loading="lazy">'
-        for uri, what in zip(uris, ("Photo", "Heat map", "Outlines of what was found and what was marked"))
-    ]
-    if marked and len(uris) < 3:
-        shots.append('<div class="unmarked">not marked</div>')
-    word = "anomalous" if case.pred_label else "normal"
-    wrong = case.label is not None and bool(case.pred_label) != bool(case.label)
-    if wrong:
-        tag = _tag("missed" if case.label else "false alarm", "wrong")
-    else:
-        tag = _tag(word, "right")
-    # rounded down, so that a score below the threshold never reads as 1.00 times it
-    times = f"{math.floor(100 * case.pred_score / threshold) / 100:.2f} × threshold" if threshold else ""
-    return (
-        f'<figure class="card case{" bad" if wrong else ""}"><div class="shots">{"".join(shots)}</div><figcaption>'
-        f'<span class="score">{number(case.pred_score)}</span>{tag}<span class="muted">{times}</span>'
-        f"<span>{escape(case.defect)}</span>"
-        f'<code class="path">{name}</code></figcaption></figure>'
-    )
 
 
 def _facts(report: dict[str, Any]) -> str:
@@ -310,7 +144,11 @@ def _facts(report: dict[str, Any]) -> str:
         ("grid", " × ".join(map(str, report["grid"])) if report.get("grid") else None),
         ("note", backbone.get("note")),
     ]
-    numbers = [("good, to learn from", "n_train"), ("good, test", "n_test_good"), ("defects, test", "n_test_anomalous")]
+    numbers = [
+        ("good, to learn from", "n_train"),
+        ("good, test", "n_test_good"),
+        ("defects, test", "n_test_anomalous"),
+    ]
     images: list[tuple[str, Any]] = [("name", data.get("name"))]
     images += [(name, count(data[key])) for name, key in numbers if data.get(key) is not None]
     target: list[tuple[str, Any]] = [
@@ -337,7 +175,7 @@ def _facts(report: dict[str, Any]) -> str:
 def _skipped(skipped: Sequence[Sequence[str]]) -> str:
     if not skipped:
         return ""
-    rows = [[f"<code>{escape(path)}</code>", escape(reason)] for path, reason in skipped[:MOST_NAMED]]
+    rows = [[f"<code>{escape(path)}</code>", escape(reason)] for path, reason in skipped[:MOST_SKIPPED]]
     rest = len(skipped) - len(rows)
     more = f'<p class="small muted">and {count(rest)} more, in report.json</p>' if rest else ""
     files = "1 file" if len(skipped) == 1 else f"{count(len(skipped))} files"
@@ -347,7 +185,11 @@ def _skipped(skipped: Sequence[Sequence[str]]) -> str:
 def _files(report: dict[str, Any]) -> str:
     files = report.get("files") or {}
     rows = [
-        [f"<code>{escape(name)}</code>", count(file.get("bytes")), f"<code>{escape(file.get('sha256') or NONE)}</code>"]
+        [
+            f"<code>{escape(name)}</code>",
+            count(file.get("bytes")),
+            f"<code>{escape(file.get('sha256') or NONE)}</code>",
+        ]
         for name, file in sorted(files.items())
     ]
     body = table(["file", "bytes", "SHA-256"], rows, (1,), caption="Files of the build") if rows else ""

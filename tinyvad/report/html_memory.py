@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tinyvad.report import svg
+from tinyvad.report import svg_memory
 from tinyvad.report.html_parts import card, details, kind_mark, kinds_legend, legend, section, swatch
 from tinyvad.report.profile import columns
 from tinyvad.report.text import NONE, count, escape, millions, percent, size, table, target_label
@@ -53,7 +53,7 @@ def _resource(name: str, budget: dict[str, Any], key: str) -> str:
         )
     return (
         f'<div class="card"><div class="budget-head"><h3>{name}</h3><span{" class=over" if over else ""}>'
-        f"{escape(total)}</span></div>{svg.stacked_bar(items, available, name)}"
+        f"{escape(total)}</span></div>{svg_memory.stacked_bar(items, available, name)}"
         f'<ul class="items">{"".join(rows)}</ul></div>'
     )
 
@@ -68,7 +68,7 @@ def _regions(budget: dict[str, Any]) -> str:
             f'<div class="region"><div><strong>{escape(region["name"])}</strong> '
             f'<code class="muted">{region["base"]:#010x}</code><br><span class="small muted">'
             f"{size(used)} of {size(whole)}, {percent(used, whole)}</span></div>"
-            f"<div>{svg.region_bar(region, inside)}</div></div>"
+            f"<div>{svg_memory.region_bar(region, inside)}</div></div>"
         )
     lost = [item for _, item in items if not item.get("region")]
     if rows and lost:
@@ -84,7 +84,7 @@ def _vendor_columns(report: dict[str, Any]) -> str:
     figures = columns(report)
     cells = [f"{figure['bytes'] / 1024:,.2f}{kind_mark(figure['kind'])}" for figure in figures.values()]
     note = (
-        '<p class="small muted">The columns of ST\'s model zoo, in KiB. Activation RAM holds the network\'s input and '
+        "<p class=\"small muted\">The columns of ST's model zoo, in KiB. Activation RAM holds the network's input and "
         "output; Runtime RAM is everything else in RAM; Code Flash is everything in flash that is not read as data.</p>"
     )
     body = table(["KiB", *figures], [["this build", *cells]], range(1, 7), caption="Memory in a vendor's columns")
@@ -96,7 +96,7 @@ def memory_section(report: dict[str, Any]) -> str:
     memory = report.get("memory") or {}
     buffers = memory.get("buffers") or []
     taps = (report.get("backbone") or {}).get("layers") or []
-    chart = svg.memory_map(memory, taps)
+    chart = svg_memory.memory_map(memory, taps)
     parts = _arena(memory)
     if chart:
         entries = [("block activation", "activation"), ("block tap", "tapped layer, kept for the detector")]
@@ -120,7 +120,7 @@ def memory_section(report: dict[str, Any]) -> str:
 
 
 def _peak(buffers: Sequence[dict[str, Any]], layers: Sequence[dict[str, Any]]) -> str:
-    step, nbytes = svg.peak_step(buffers)
+    step, nbytes = svg_memory.peak_step(buffers)
     made = next((layer for layer in layers if layer.get("first_use") == step), None)
     where = f"operator {step}" if step else "the input"
     name = f" ({made.get('op')} <code>{escape(made.get('name'))}</code>)" if made else ""
@@ -135,14 +135,21 @@ def _arena(memory: dict[str, Any]) -> str:
     if head is None:
         return ""
     cells = [("head", head, memory.get("head_kind") or "modelled")]
-    cells += [(name, value, kind) for name, value, kind in (("lower bound", bound, "exact"), ("tail", tail, "modelled")) if value is not None]
+    if bound is not None:
+        cells.append(("lower bound", bound, "exact"))
+    if tail is not None:
+        cells.append(("tail", tail, "modelled"))
     figures = "".join(
         f"<div><dt>{name}{kind_mark(kind)}</dt><dd>{size(value)}</dd><dt>{count(value)} B</dt></div>"
         for name, value, kind in cells
     )
-    buckets = [[escape(name.replace("_", " ")), count(nbytes)] for name, nbytes in (memory.get("tail") or {}).items()]
+    buckets = [
+        [escape(name.replace("_", " ")), count(nbytes)] for name, nbytes in (memory.get("tail") or {}).items()
+    ]
     parts = table(["part of the tail", "bytes"], buckets, (1,), caption="The arena's tail") if buckets else ""
-    return card("The arena", f'<dl class="metrics">{figures}</dl>', details("The tail in parts", parts) if parts else "")
+    return card(
+        "The arena", f'<dl class="metrics">{figures}</dl>', details("The tail in parts", parts) if parts else ""
+    )
 
 
 def _buffer_table(buffers: Sequence[dict[str, Any]], taps: Sequence[str]) -> str:
@@ -176,7 +183,8 @@ def layers_section(report: dict[str, Any]) -> str:
         bar = f'<span class="meter" style="width:{round(44 * macs / most)}px"></span>' if macs else ""
         rows.append(
             [
-                f"<code>{escape(layer.get('name'))}</code>" + ('<span class="tag tap">tap</span>' if tapped else ""),
+                f"<code>{escape(layer.get('name'))}</code>"
+                + ('<span class="tag tap">tap</span>' if tapped else ""),
                 escape(layer.get("op") or NONE),
                 escape("×".join(str(side) for side in (layer.get("shape") or [])[1:]) or NONE),
                 bar + millions(macs),

@@ -80,7 +80,7 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
 def kinds_legend() -> str:
     """What exact, modelled and estimated mean, with their patterns."""
     items = "".join(
-        f'<div>{swatch("c0", kind, 34)}<div><dt>{kind}</dt><dd>{escape(meaning)}</dd></div></div>'
+        f"<div>{swatch('c0', kind, 34)}<div><dt>{kind}</dt><dd>{escape(meaning)}</dd></div></div>"
         for kind, meaning in KIND_MEANINGS.items()
     )
     return f'<dl class="kinds">{items}</dl>'

@@ -14,6 +14,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -171,9 +172,7 @@ def encode_cases(cases: Sequence[Case], threshold: float | None, limit: float, n
     """
     uris: list[list[str]] = []
     for side, quality in ((448, 88), (320, 85), (224, 82), (160, 75), (112, 65)):
-        uris = [
-            [data_uri(picture, quality) for picture in panels(case, threshold, limit, side)] for case in cases
-        ]
+        uris = [[data_uri(picture, quality) for picture in panels(case, threshold, limit, side)] for case in cases]
         if sum(len(uri) for row in uris for uri in row) <= nbytes:
             break
     return uris
@@ -186,9 +185,13 @@ def data_uri(picture: Image.Image, quality: int = 85) -> str:
 
 def _encode(picture: Image.Image, kind: str, quality: int) -> bytes:
     # full-resolution colour in JPEG, since outlines are thin and bright
-    options = {"PNG": {"optimize": True}, "JPEG": {"quality": quality, "subsampling": 0, "optimize": True}}
+    options: dict[str, dict[str, Any]] = {
+        "PNG": {"optimize": True},
+        "JPEG": {"quality": quality, "subsampling": 0, "optimize": True},
+        "WEBP": {"quality": quality},
+    }
     file = io.BytesIO()
-    picture.save(file, kind, **options.get(kind, {"quality": quality}))
+    picture.save(file, kind, **options[kind])
     return file.getvalue()
 
 

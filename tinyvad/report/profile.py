@@ -104,13 +104,18 @@ def sections(report: dict[str, Any]) -> list[Section]:
             )
             for region in regions
         ]
-        result.append(Section("Regions of RAM", ("region", "base", "used", "free", "bytes", "share"), rows, (2, 3, 4, 5)))
+        result.append(
+            Section("Regions of RAM", ("region", "base", "used", "free", "bytes", "share"), rows, (2, 3, 4, 5))
+        )
     if memory.get("head_bytes") is not None:
         kind = memory.get("head_kind") or "modelled"
         rows = [("head", count(memory["head_bytes"]), kind, "activations and scratch")]
         if memory.get("lower_bound_bytes") is not None:
-            rows.append(("lower bound", count(memory["lower_bound_bytes"]), "exact", "no plan of whole buffers needs less"))
-        rows += [(f"tail: {clean(name)}", count(nbytes), "modelled", "") for name, nbytes in (memory.get("tail") or {}).items()]
+            rows.append(
+                ("lower bound", count(memory["lower_bound_bytes"]), "exact", "no plan of whole buffers needs less")
+            )
+        for name, nbytes in (memory.get("tail") or {}).items():
+            rows.append((f"tail: {clean(name)}", count(nbytes), "modelled", ""))
         result.append(Section("Arena", ("part", "bytes", "kind", "note"), rows, (1,)))
     latency = report.get("latency")
     if latency:
@@ -153,7 +158,9 @@ def to_markdown(report: dict[str, Any]) -> str:
     lines += ["", *(f"- {_cell(problem)}" for problem in problems)] if problems else []
     for section in sections(report):
         lines += ["", f"**{section.title}**", "", "| " + " | ".join(section.head) + " |"]
-        lines.append("|" + "|".join("---:" if i in section.right else "---" for i in range(len(section.head))) + "|")
+        lines.append(
+            "|" + "|".join("---:" if i in section.right else "---" for i in range(len(section.head))) + "|"
+        )
         lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in section.rows]
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,145 @@
+"""What the int8 kernels compute, written down as slowly and plainly as possible: NumPy int64, one window at a time.
+
+The readable twin of ``tinyvad/kernels/int8.py`` and of the exact engine's steps. It shares no code with the library but
+the Graph's classes. The rescaling is gemmlowp's definition, with its divisions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinyvad.graph.ir import Graph, Node
+
+
+def run(graph: Graph, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Every int8 activation, without batch axis, of one (H, W, C) int8 image."""
+    values = {graph.inputs[0]: image}
+    constants = {name: array[0] for name, array in graph.constants.items() if array.ndim and len(array)}
+    for node in graph.nodes:
+        scales, zeros = grids(graph, node)
+        inputs = [values.get(name, constants.get(name)) for name in node.inputs]
+        result = compute(graph, node, inputs, scales, zeros)
+        low, high = limits(node.attributes.get("activation", "none"), scales[-1], zeros[-1])
+        values[node.output] = np.clip(result, low, high).astype(np.int8)
+    return values
+
+
+def grids(graph: Graph, node: Node) -> tuple[list[float], list[int]]:
+    """Scales and zero points of a node's inputs and output (the first of each, for per-channel weights)."""
+    found = [graph.tensors[name].quantization for name in (*node.inputs, node.output)]
+    return [float(q.scale[0]) for q in found if q], [int(q.zero_point[0]) for q in found if q]
+
+
+def limits(activation: str, scale: float, zero_point: int) -> tuple[int, int]:
+    low = max(-128, zero_point) if activation != "none" else -128
+    six = math.floor(float(np.float32(6) / np.float32(scale)) + 0.5)
+    return low, min(127, zero_point + six) if activation == "relu6" else 127
+
+
+def compute(graph: Graph, node: Node, inputs: list[Any], scales: list[float], zeros: list[int]) -> np.ndarray:
+    """The node's output before its activation, int64, zero point added."""
+    attributes, out_zero = node.attributes, zeros[-1]
+    x = inputs[0].astype(np.int64) - zeros[0]
+    match node.op:
+        case "conv2d" | "depthwise_conv2d" | "fully_connected":
+            weights, bias = (graph.constants[name].astype(np.int64) for name in node.inputs[1:])
+            quantization = graph.tensors[node.inputs[1]].quantization
+            assert quantization is not None
+            if node.op == "fully_connected":
+                acc = weights @ x + bias
+            elif node.op == "conv2d":
+                acc = windows(x, weights.shape[1:3], attributes, lambda p: (p * weights).sum((1, 2, 3))) + bias
+            else:
+                acc = windows(x, weights.shape[1:3], attributes, lambda p: (p * weights[0]).sum((0, 1))) + bias
+            products = [scales[0] * float(w) for w in quantization.scale]
+            if node.op == "fully_connected" and len(products) == 1:
+                products = [float(np.float32(scales[0]) * quantization.scale[0])]
+            factors = [p / scales[-1] for p in products] * (acc.shape[-1] if len(products) == 1 else 1)
+            return np.stack([rescaled(acc[..., c], f) for c, f in enumerate(factors)], -1) + out_zero
+        case "add":
+            y = inputs[1].astype(np.int64) - zeros[1]
+            twice = 2 * max(scales[:2])
+            total = rescaled(x << 20, scales[0] / twice) + rescaled(y << 20, scales[1] / twice)
+            return rescaled(total, twice / ((1 << 20) * scales[2])) + out_zero
+        case "mul":
+            y = inputs[1].astype(np.int64) - zeros[1]
+            return rescaled(x * y, scales[0] * scales[1] / scales[2]) + out_zero
+        case "average_pool":
+            return windows(inputs[0].astype(float), attributes["kernel"], attributes, average, np.nan).astype(np.int64)
+        case "max_pool":
+            return windows(inputs[0], attributes["kernel"], attributes, lambda p: p.max((0, 1)), -128)
+        case "mean":
+            n = x.shape[0] * x.shape[1]
+            multiplier, shift = fixed_point(scales[0] / scales[1])
+            bits = min(n.bit_length() - 1, 32, 31 + shift)
+            return shifted(x.sum((0, 1), keepdims=True), (multiplier << bits) // n, shift - bits) + out_zero
+        case "relu":
+            return np.maximum(rescaled(x, float(np.float32(scales[0]) / np.float32(scales[1]))), 0) + out_zero
+        case "relu6":
+            return np.clip(inputs[0], *limits("relu6", scales[0], zeros[0]))
+        case "pad":
+            top, bottom, left, right = attributes["pads"]
+            return np.pad(x, ((top, bottom), (left, right), (0, 0))) + out_zero
+        case "concat":
+            return np.concatenate(inputs, -1)
+        case "reshape":
+            return inputs[0].reshape(attributes["shape"][1:])
+        case "resize_nearest":
+            rows, columns = (nearest(a, b) for a, b in zip(x.shape, attributes["size"]))
+            return inputs[0][rows][:, columns]
+    raise AssertionError(node.op)
+
+
+def average(window: np.ndarray) -> np.ndarray:
+    """Mean (C,) of a (kh, kw, C) window whose places outside the map are nan, rounded half away from zero."""
+    count = int(np.isfinite(window[..., 0]).sum())
+    total = np.nansum(window, (0, 1)).astype(np.int64)
+    return np.sign(total) * ((np.abs(total) + count // 2) // count)
+
+
+def nearest(size: int, out: int) -> list[int]:
+    """Source row of each output row: the ratio and its multiples in float32."""
+    ratio = np.float32(size) / np.float32(out)
+    return [min(int(np.floor(np.float32(i) * ratio)), size - 1) for i in range(out)]
+
+
+def fixed_point(factor: float) -> tuple[int, int]:
+    """``factor`` as multiplier * 2**(shift - 31), multiplier in [2**30, 2**31)."""
+    fraction, shift = math.frexp(factor)
+    multiplier = math.floor(fraction * (1 << 31) + 0.5)
+    if multiplier == 1 << 31:
+        multiplier, shift = multiplier // 2, shift + 1
+    return (0, 0) if shift < -31 else (multiplier, shift)
+
+
+def rescaled(acc: np.ndarray, factor: float) -> np.ndarray:
+    """acc * factor, rounded twice: to the high 32 bits of the doubled product, then by the right shift."""
+    return shifted(acc, *fixed_point(factor))
+
+
+def shifted(acc: np.ndarray, multiplier: int, shift: int) -> np.ndarray:
+    product = (acc << max(shift, 0)) * multiplier
+    nudge = np.where(product >= 0, 1 << 30, 1 - (1 << 30))
+    high = np.sign(product + nudge) * (np.abs(product + nudge) >> 31)  # C's division truncates towards zero
+    right = max(-shift, 0)
+    remainder, threshold = high & ((1 << right) - 1), (((1 << right) - 1) >> 1) + (high < 0)
+    return (high >> right) + (remainder > threshold)
+
+
+def windows(
+    x: np.ndarray, kernel: Any, attributes: dict[str, Any], function: Callable[..., np.ndarray], fill: float = 0
+) -> np.ndarray:
+    """``function`` of each (kh, kw, C) window of the padded (H, W, C) map."""
+    top, bottom, left, right = attributes["pads"]
+    (stride_h, stride_w), (dilation_h, dilation_w) = attributes["stride"], attributes.get("dilation", (1, 1))
+    padded = np.pad(x, ((top, bottom), (left, right), (0, 0)), constant_values=fill)
+    reach_h, reach_w = dilation_h * (kernel[0] - 1) + 1, dilation_w * (kernel[1] - 1) + 1
+    rows = range(0, padded.shape[0] - reach_h + 1, stride_h)
+    columns = range(0, padded.shape[1] - reach_w + 1, stride_w)
+    return np.array(
+        [[function(padded[i : i + reach_h : dilation_h, j : j + reach_w : dilation_w]) for j in columns] for i in rows]
+    )
