@@ -55,10 +55,8 @@ def compute(graph: Graph, node: Node, inputs: list[Any], scales: list[float], ze
                 acc = windows(x, weights.shape[1:3], attributes, lambda p: (p * weights).sum((1, 2, 3))) + bias
             else:
                 acc = windows(x, weights.shape[1:3], attributes, lambda p: (p * weights[0]).sum((0, 1))) + bias
-            products = [scales[0] * float(w) for w in quantization.scale]
-            if node.op == "fully_connected" and len(products) == 1:
-                products = [float(np.float32(scales[0]) * quantization.scale[0])]
-            factors = [p / scales[-1] for p in products] * (acc.shape[-1] if len(products) == 1 else 1)
+            factors = [scales[0] * float(w) / scales[-1] for w in quantization.scale]
+            factors *= acc.shape[-1] if len(factors) == 1 else 1
             return np.stack([rescaled(acc[..., c], f) for c, f in enumerate(factors)], -1) + out_zero
         case "add":
             y = inputs[1].astype(np.int64) - zeros[1]
@@ -78,7 +76,7 @@ def compute(graph: Graph, node: Node, inputs: list[Any], scales: list[float], ze
             bits = min(n.bit_length() - 1, 32, 31 + shift)
             return shifted(x.sum((0, 1), keepdims=True), (multiplier << bits) // n, shift - bits) + out_zero
         case "relu":
-            return np.maximum(rescaled(x, float(np.float32(scales[0]) / np.float32(scales[1]))), 0) + out_zero
+            return np.maximum(rescaled(x, scales[0] / scales[1]), 0) + out_zero
         case "relu6":
             return np.clip(inputs[0], *limits("relu6", scales[0], zeros[0]))
         case "pad":

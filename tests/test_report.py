@@ -645,6 +645,8 @@ def test_junit_fails_the_limit_that_is_broken() -> None:
     report = example_report()
     report["budget"].update(fits=False, problems=["too slow"])
     assert junit(report)[1]["other limits"] == "too slow"
+    report["budget"]["problems"] = []
+    assert junit(report)[1]["other limits"] == "does not fit"
 
 
 def grown(**bytes_by_owner: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -144,9 +144,8 @@ def _table_step(table: np.ndarray, name: str) -> Step:
 
 def _relu_step(graph: Graph, node: Node) -> Step:
     x, y = (int8_quantization(graph, name) for name in (node.inputs[0], node.output))
-    factor = float(np.float32(x.scale[0]) / np.float32(y.scale[0]))  # TFLite divides these scales in float32
     q = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int64)
-    multiplier, shift = quantize_multiplier(factor)
+    multiplier, shift = quantize_multiplier(float(x.scale[0]) / float(y.scale[0]))
     if 255 << max(shift, 0) > INT32_MAX:
         raise InputError(f"relu -> {node.output}: its scale {float(y.scale[0]):g} is too fine for the operand's")
     zero_point = int(y.zero_point[0])

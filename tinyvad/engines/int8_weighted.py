@@ -22,11 +22,8 @@ def _requantisation(graph: Graph, node: Node) -> tuple[np.ndarray, np.ndarray, i
     """(multipliers (C,), shifts (C,), output zero point, low, high) of a conv, depthwise or fully connected node."""
     x, w, y = (int8_quantization(graph, name) for name in (node.inputs[0], node.inputs[1], node.output))
     channels = graph.tensors[node.output].shape[-1]
-    if node.op == "fully_connected" and w.scale.size == 1:  # TFLite multiplies these two scales in float32
-        products = np.float64(np.float32(x.scale[0]) * w.scale.astype(np.float32))
-    else:
-        products = np.float64(x.scale[0]) * w.scale.astype(np.float64)
-    multipliers, shifts = quantize_multipliers(np.broadcast_to(products / np.float64(y.scale[0]), channels))
+    factors = np.float64(x.scale[0]) * w.scale.astype(np.float64) / np.float64(y.scale[0])
+    multipliers, shifts = quantize_multipliers(np.broadcast_to(factors, channels))
     _check_range(graph, node, shifts)
     return multipliers, shifts, int(y.zero_point[0]), *activation_limits(node, y)
 

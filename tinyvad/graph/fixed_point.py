@@ -1,6 +1,6 @@
 """Fixed-point multipliers and TFLite's integer rescaling, in plain Python and NumPy (the reference of kernels and C).
 
-A real factor m >= 0 becomes ``multiplier * 2**(shift - 31)`` with a 31-bit multiplier. Source: TFLite's
+A real factor m becomes ``multiplier * 2**(shift - 31)`` with a multiplier of 31 bits and a sign. Source: TFLite's
 QuantizeMultiplier and MultiplyByQuantizedMultiplier, double rounding.
 """
 
@@ -22,15 +22,15 @@ def round_half_away(x: np.ndarray | float) -> np.ndarray:
 
 
 def quantize_multiplier(factor: float) -> tuple[int, int]:
-    """Real factor >= 0 -> (multiplier in [2**30, 2**31) or 0, shift; positive shifts left).
+    """Real factor -> (multiplier, shift): |multiplier| in [2**30, 2**31] or 0; positive shifts left.
 
-    Factors below 2**-32 become 0, as in TFLite.
+    Magnitudes below 2**-32 become 0, as in TFLite. A factor is negative where weights have a negative scale.
 
     Raises:
-        InputError: the factor, a quotient of scales, is negative or not finite.
+        InputError: the factor, a quotient of scales, is not finite.
     """
-    if not (math.isfinite(factor) and factor >= 0):
-        raise InputError(f"a factor of {factor} cannot be rescaled by; quantisation scales must be positive and finite")
+    if not math.isfinite(factor):
+        raise InputError(f"values cannot be rescaled by {factor}; quantisation scales must be finite and not 0")
     if factor == 0.0:
         return 0, 0
     fraction, shift = math.frexp(float(factor))

@@ -28,7 +28,13 @@ def write_report(path: Path, report: dict[str, Any], cases: Sequence[Case]) -> N
 
     Args:
         path: report.html.
-        report: what report.json holds; see the build's documentation for its keys.
+        report: plain values: ``title``, ``tinyvad``, ``method {name, description, settings}``, ``backbone {name,
+            source, layers, macs, parameters, note}``, ``preprocessing``, ``grid``, ``thresholds {raw, score, rule,
+            quantile, n_held_out}``, ``dataset {name, n_train, n_test_good, n_test_anomalous, skipped}``, ``scores
+            {held_out, test [{image_path, label, defect, pred_score, pred_label}]}``, ``metrics``, ``budget``
+            (``Budget.to_dict``), ``memory`` (see ``svg_memory.memory_map``; also ``tail_bytes``, ``tail``), ``layers
+            [{name, op, shape, macs, weights_bytes, output_bytes, first_use, last_use, offset}]``, ``latency {ms,
+            kind, engine, source}``, ``files {name: {bytes, sha256}}``.
         cases: images to show, some dozen.
 
     Raises:

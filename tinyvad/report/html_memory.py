@@ -123,7 +123,7 @@ def _peak(buffers: Sequence[dict[str, Any]], layers: Sequence[dict[str, Any]]) -
     step, nbytes = svg_memory.peak_step(buffers)
     made = next((layer for layer in layers if layer.get("first_use") == step), None)
     where = f"operator {step}" if step else "the input"
-    name = f" ({made.get('op')} <code>{escape(made.get('name'))}</code>)" if made else ""
+    name = f" ({escape(made.get('op') or NONE)} <code>{escape(made.get('name'))}</code>)" if made else ""
     return (
         f"Most is alive at {where}{name}, the shaded column: {count(nbytes)} B. This is the place to save: a smaller "
         "<code>--image-size</code>, a narrower backbone."

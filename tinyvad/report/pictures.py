@@ -187,7 +187,7 @@ def _encode(picture: Image.Image, kind: str, quality: int) -> bytes:
     # full-resolution colour in JPEG, since outlines are thin and bright
     options: dict[str, dict[str, Any]] = {
         "PNG": {"optimize": True},
-        "JPEG": {"quality": quality, "subsampling": 0, "optimize": True},
+        "JPEG": {"quality": quality, "subsampling": 0},
         "WEBP": {"quality": quality},
     }
     file = io.BytesIO()

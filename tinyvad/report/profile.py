@@ -65,7 +65,7 @@ def verdict(budget: dict[str, Any]) -> str:
 
 
 def sections(report: dict[str, Any]) -> list[Section]:
-    """The tables of a profile: totals, owners, regions, latency; those without data are left out."""
+    """The tables of a profile: totals, owners, regions, latency; those without data are left out. Cells are raw text."""
     budget, memory = report.get("budget") or {}, report.get("memory") or {}
     result = []
     if budget.get("ram") or budget.get("flash"):
@@ -95,7 +95,7 @@ def sections(report: dict[str, Any]) -> list[Section]:
     if regions:
         rows = [
             (
-                clean(region["name"]),
+                str(region["name"]),
                 f"{region['base']:#010x}",
                 count(region["used"]),
                 count(region["bytes"] - region["used"]),
@@ -115,17 +115,17 @@ def sections(report: dict[str, Any]) -> list[Section]:
                 ("lower bound", count(memory["lower_bound_bytes"]), "exact", "no plan of whole buffers needs less")
             )
         for name, nbytes in (memory.get("tail") or {}).items():
-            rows.append((f"tail: {clean(name)}", count(nbytes), "modelled", ""))
+            rows.append((f"tail: {name}", count(nbytes), "modelled", ""))
         result.append(Section("Arena", ("part", "bytes", "kind", "note"), rows, (1,)))
     latency = report.get("latency")
     if latency:
         rows = [
             (
                 target_label(budget) or NONE,
-                clean(latency.get("engine") or NONE),
+                str(latency.get("engine") or NONE),
                 f"{latency['ms']:.0f}" if latency.get("ms") is not None else NONE,
-                clean(latency.get("kind") or "estimated"),
-                clean(latency.get("source") or ""),
+                str(latency.get("kind") or "estimated"),
+                str(latency.get("source") or ""),
             )
         ]
         result.append(Section("Latency", ("board", "engine", "ms", "kind", "source"), rows, (2,)))
@@ -135,10 +135,10 @@ def sections(report: dict[str, Any]) -> list[Section]:
 def to_table(report: dict[str, Any]) -> str:
     """A profile for a terminal."""
     budget = report.get("budget") or {}
-    lines = [_line(report)]
-    lines += [f"  {clean(problem)}" for problem in budget.get("problems") or []]
+    lines = [_flat(_line(report))]
+    lines += [f"  {_flat(problem)}" for problem in budget.get("problems") or []]
     for section in sections(report):
-        rows = [section.head, *section.rows]
+        rows = [section.head, *(tuple(_flat(cell) for cell in row) for row in section.rows)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(section.head))]
         lines += ["", section.title]
         for row in rows:
@@ -176,7 +176,7 @@ def to_junit(report: dict[str, Any]) -> str:
     A case fails where its limit is broken; a broken limit that belongs to none of them fails a case of its own.
     """
     budget = report.get("budget") or {}
-    problems = [clean(problem) for problem in budget.get("problems") or []]
+    problems = [_flat(problem) for problem in budget.get("problems") or []]
     lost = [item for item in budget.get("ram") or [] if budget.get("regions") and not item.get("region")]
     cases: list[tuple[str, str]] = []  # name, failure or ''
     for region in budget.get("regions") or []:
@@ -184,7 +184,7 @@ def to_junit(report: dict[str, Any]) -> str:
         failure = f"{count(region['used'])} B > {count(region['bytes'])} B in {region['name']}" if over else ""
         cases.append((f"RAM {region['name']}", failure))
     if budget.get("regions"):
-        named = [line for line in problems if any(line.startswith(f"{clean(item['owner'])} ") for item in lost)]
+        named = [line for line in problems if any(line.startswith(f"{_flat(item['owner'])} ") for item in lost)]
         missing = [f"{item['owner']} {size(item['nbytes'])} has no place in RAM" for item in lost]
         cases.append(("RAM: every item lies in one region", "\n".join(named or missing)))
     used, available = budget.get("flash_used") or 0, budget.get("flash_available")
@@ -192,22 +192,22 @@ def to_junit(report: dict[str, Any]) -> str:
         over = used > available
         lines = [line for line in problems if "flash" in line] or [f"flash {size(used)} > {size(available)}"]
         cases.append(("flash", "\n".join(lines) if over else ""))
-    told = "\n".join(failure for _, failure in cases)
+    told = "\n".join(failure for _, failure in cases if failure)
     rest = [line for line in problems if line not in told]
     if rest or (budget.get("fits") is False and not told):
         cases.append(("other limits", "\n".join(rest) or "does not fit"))
 
     suite = ElementTree.Element(
         "testsuite",
-        name=clean(f"tinyvad profile: {report.get('title') or 'build'}"),
+        name=_flat(f"tinyvad profile: {report.get('title') or 'build'}"),
         tests=str(len(cases)),
         failures=str(sum(bool(failure) for _, failure in cases)),
         errors="0",
         skipped="0",
     )
-    group = clean(f"tinyvad.profile.{budget.get('target') or 'build'}")
+    group = _flat(f"tinyvad.profile.{budget.get('target') or 'build'}")
     for name, failure in cases:
-        case = ElementTree.SubElement(suite, "testcase", classname=group, name=clean(name))
+        case = ElementTree.SubElement(suite, "testcase", classname=group, name=_flat(name))
         if failure:
             text = clean(failure)
             ElementTree.SubElement(case, "failure", message=text.split("\n")[0], type="OverBudget").text = text
@@ -233,7 +233,7 @@ def compare(current: dict[str, Any], baseline: dict[str, Any], max_growth: float
     if not (math.isfinite(max_growth) and max_growth >= 0):
         raise InputError(f"max-growth {max_growth} must be 0 or more, e.g. 3% or 0.03")
     new, old = (_owners(profile, name) for profile, name in ((current, "this profile"), (baseline, "the baseline")))
-    targets = [str(profile["budget"].get("target")) for profile in (current, baseline)]
+    targets = [_flat(str(profile["budget"].get("target"))) for profile in (current, baseline)]
     if targets[0] != targets[1]:
         raise InputError(
             f"the baseline is of target {targets[1]}, this profile of {targets[0]}: write a baseline for each target "
@@ -247,7 +247,7 @@ def compare(current: dict[str, Any], baseline: dict[str, Any], max_growth: float
         if nbytes > allowed:
             grown = f"{before:,} B + {float(100 * share):g} %" if before else "0 B: it is new"
             problems.append(
-                f"{clean(name)} {nbytes:,} B > {allowed:,} B allowed (baseline {grown}): make it smaller, or accept "
+                f"{_flat(name)} {nbytes:,} B > {allowed:,} B allowed (baseline {grown}): make it smaller, or accept "
                 "it with a new baseline from `tinyvad profile BUILD --format json`"
             )
     return problems
@@ -273,11 +273,11 @@ def _owners(profile: dict[str, Any], name: str) -> dict[str, int]:
 
 
 def _item_row(item: dict[str, Any], available: int | None) -> tuple[str, ...]:
-    where = clean(item.get("region") or "")
+    where = str(item.get("region") or "")
     if item.get("address") is not None:
         where = f"{where} {item['address']:#010x}".strip()
     share = _share(item["nbytes"], available)
-    return clean(item["owner"]), count(item["nbytes"]), share, item["kind"], where, clean(item.get("note") or "")
+    return str(item["owner"]), count(item["nbytes"]), share, str(item["kind"]), where, str(item.get("note") or "")
 
 
 def _share(part: int, whole: int | None) -> str:
@@ -287,12 +287,17 @@ def _share(part: int, whole: int | None) -> str:
 def _line(report: dict[str, Any]) -> str:
     budget = report.get("budget") or {}
     label = target_label(budget)
-    return clean(f"{report.get('title') or 'build'}: {verdict(budget)}{f' {label}' if label else ''}")
+    return f"{report.get('title') or 'build'}: {verdict(budget)}{f' {label}' if label else ''}"
+
+
+def _flat(text: Any) -> str:
+    """Clean text on one line."""
+    return " ".join(clean(text).split())
 
 
 def _cell(text: str) -> str:
     """Text that stays in its cell: no line breaks, and Markdown's and HTML's marks escaped."""
-    flat = " ".join(clean(text).split())
+    flat = _flat(text)
     for mark, safe in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("*", "\\*"), ("_", "\\_")):
         flat = flat.replace(mark, safe)
     return flat

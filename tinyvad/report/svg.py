@@ -72,17 +72,6 @@ def histogram(series: Sequence[Series], threshold: float | None) -> str:
         return 100 * (position - left) / (right - left)
 
     parts: list[str] = []
-    for i, (lane, scores) in enumerate(lanes):
-        base = TOP + i * LANE + 40 + BARS
-        counts = Counter(math.floor((along(score) - along(start)) / step) for score in scores)
-        parts.append(f'<line class="base" x1="0" x2="100%" y1="{base}" y2="{base}"/>')
-        parts += _bars(lane, counts, along(start), step, x, base, logarithmic)
-        if len(scores) <= MANY:
-            parts += [
-                f'<line class="rug {lane.css}" x1="{percentage(x(along(s)))}" x2="{percentage(x(along(s)))}" '
-                f'y1="{base + 3}" y2="{base + 10}"/>'
-                for s in sorted(scores)
-            ]
     bottom = TOP + len(lanes) * LANE
     if threshold is not None and has_threshold:
         place = percentage(x(along(start)))
@@ -96,6 +85,17 @@ def histogram(series: Sequence[Series], threshold: float | None) -> str:
             f'<text class="strong halo" x="{place}" dx="{dx}" y="14" text-anchor="{anchor}">'
             f"threshold {escape(number(threshold))}</text>"
         )
+    for i, (lane, scores) in enumerate(lanes):
+        base = TOP + i * LANE + 40 + BARS
+        counts = Counter(math.floor((along(score) - along(start)) / step) for score in scores)
+        parts.append(f'<line class="base" x1="0" x2="100%" y1="{base}" y2="{base}"/>')
+        parts += _bars(lane, counts, along(start), step, x, base, logarithmic)
+        if len(scores) <= MANY:
+            parts += [
+                f'<line class="rug {lane.css}" x1="{percentage(x(along(s)))}" x2="{percentage(x(along(s)))}" '
+                f'y1="{base + 3}" y2="{base + 10}"/>'
+                for s in sorted(scores)
+            ]
     for i, (lane, scores) in enumerate(lanes):
         parts.append(_lane_label(lane, scores, threshold if has_threshold else None, TOP + i * LANE + 16))
     for tick in _log_ticks(low, high) if logarithmic else ticks(left, right, 6):

@@ -1,0 +1,97 @@
+"""What `tinyvad build` makes by itself of each category for each target: quality with the exact engine, bytes, seconds.
+
+    python benchmarks/build_table.py --data DIR --backbone FILE.onnx --targets stm32h743,stm32f746 --out benchmarks/results
+
+Writes builds.md. Quality is that of `tinyvad eval BUILD --engine int8`; nothing is chosen on test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyvad.build import build
+from tinyvad.files import write_text
+from tinyvad.images import find_datasets
+from tinyvad.project import Project
+
+
+class Clock:
+    """Seconds by stage, from the build's own progress calls: each stage ends where the next begins."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--targets", default="stm32h743,stm32f746")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    lines = [
+        "# Builds as `tinyvad build` makes them",
+        "",
+        f"Backbone {Path(arguments.backbone).stem}; size, grid and d by rule. Exact int8 engine; LiteRT's reference kernels and",
+        "TFLM gave the same integers in every build, or the row says what differed.",
+        "",
+        "    python benchmarks/build_table.py --data DIR --backbone FILE.onnx --out benchmarks/results",
+        "",
+    ]
+    for target in arguments.targets.split(","):
+        rows = [measure(arguments, target, dataset.name) for dataset in find_datasets(arguments.data)]
+        lines += table(target, rows)
+    write_text(arguments.out / "builds.md", "\n".join(lines) + "\n")
+
+
+def measure(arguments: argparse.Namespace, target: str, category: str) -> dict[str, Any]:
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        project = Project(data=arguments.data, category=category, backbone=arguments.backbone, target=target,
+                          out=Path(folder) / "build")  # fmt: skip
+        report = build(project, clock)[0].report
+    print(target, category, report["metrics"], clock.seconds, flush=True)
+    return {"category": category, "report": report, "seconds": clock.seconds}
+
+
+def table(target: str, rows: list[dict[str, Any]]) -> list[str]:
+    first = rows[0]["report"]
+    size, grid = first["preprocessing"]["height"], first["grid"][0]
+    budget = first["budget"]
+    lines = [
+        f"## {target}",
+        "",
+        f"{size} px, {grid}x{grid} cells, {first['method']['name']} d = {first['method']['settings'].get('dimensions')}; RAM "
+        f"{budget['ram_used']:,} of {budget['ram_available']:,} B, flash {budget['flash_used']:,} of {budget['flash_available']:,} B.",
+        "",
+        "| category | good | image AUROC | pixel F1Max | AUPRO | false alarms | missed | engines | features s | fit s | all s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        r, m, s = row["report"], row["report"]["metrics"], row["seconds"]
+        pixel = ["-" if m[key] is None else f"{m[key]:.3f}" for key in ("pixel_F1Max", "pixel_AUPRO")]
+        states = {facts["status"] for name, facts in r["verification"]["engines"].items() if name in ("litert", "tflm")}
+        fit = sum(value for stage, value in s.items() if stage.startswith("fit"))
+        lines.append(
+            f"| {row['category']} | {r['dataset']['n_train']} | {m['image_AUROC']:.4f} | {pixel[0]} | {pixel[1]} | "
+            f"{m['false_alarms']} of {m['n_normal']} | {m['missed']} of {m['n_anomalous']} | {', '.join(sorted(states))} | "
+            f"{s.get('features', 0):.1f} | {fit:.1f} | {sum(s.values()):.1f} |"
+        )
+    mean = np.mean([row["report"]["metrics"]["image_AUROC"] for row in rows])
+    return [*lines, "", f"Mean image AUROC {mean:.4f}.", ""]
+
+
+if __name__ == "__main__":
+    main()
