@@ -44,8 +44,8 @@ def main() -> None:
     lines = [
         "# Builds as `tinyvad build` makes them",
         "",
-        f"Backbone {Path(arguments.backbone).stem}; size, grid and d by rule. Exact int8 engine; LiteRT's reference kernels and",
-        "TFLM gave the same integers in every build, or the row says what differed.",
+        f"Backbone {Path(arguments.backbone).stem}; size, grid and d by rule. Exact int8 engine; 'engines': whether",
+        "LiteRT's reference kernels and TFLM gave the same integers.",
         "",
         "    python benchmarks/build_table.py --data DIR --backbone FILE.onnx --out benchmarks/results",
         "",
@@ -62,21 +62,21 @@ def measure(arguments: argparse.Namespace, target: str, category: str) -> dict[s
         project = Project(data=arguments.data, category=category, backbone=arguments.backbone, target=target,
                           out=Path(folder) / "build")  # fmt: skip
         report = build(project, clock)[0].report
-    print(target, category, report["metrics"], clock.seconds, flush=True)
+    print(target, category, report["metrics"]["image_AUROC"], clock.seconds, flush=True)
     return {"category": category, "report": report, "seconds": clock.seconds}
 
 
 def table(target: str, rows: list[dict[str, Any]]) -> list[str]:
     first = rows[0]["report"]
     size, grid = first["preprocessing"]["height"], first["grid"][0]
-    budget = first["budget"]
+    b, d = first["budget"], first["method"]["settings"].get("dimensions")
     lines = [
         f"## {target}",
         "",
-        f"{size} px, {grid}x{grid} cells, {first['method']['name']} d = {first['method']['settings'].get('dimensions')}; RAM "
-        f"{budget['ram_used']:,} of {budget['ram_available']:,} B, flash {budget['flash_used']:,} of {budget['flash_available']:,} B.",
+        f"{size} px, {grid}x{grid} cells, {first['method']['name']} d = {d}; RAM {b['ram_used']:,} of "
+        f"{b['ram_available']:,} B, flash {b['flash_used']:,} of {b['flash_available']:,} B.",
         "",
-        "| category | good | image AUROC | pixel F1Max | AUPRO | false alarms | missed | engines | features s | fit s | all s |",
+        "| category | good | image AUROC | pixel F1Max | AUPRO | false alarm | missed | engines | features s | fit s | s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -85,9 +85,9 @@ def table(target: str, rows: list[dict[str, Any]]) -> list[str]:
         states = {facts["status"] for name, facts in r["verification"]["engines"].items() if name in ("litert", "tflm")}
         fit = sum(value for stage, value in s.items() if stage.startswith("fit"))
         lines.append(
-            f"| {row['category']} | {r['dataset']['n_train']} | {m['image_AUROC']:.4f} | {pixel[0]} | {pixel[1]} | "
-            f"{m['false_alarms']} of {m['n_normal']} | {m['missed']} of {m['n_anomalous']} | {', '.join(sorted(states))} | "
-            f"{s.get('features', 0):.1f} | {fit:.1f} | {sum(s.values()):.1f} |"
+            f"| {row['category']} | {r['dataset']['n_train']} | {m['image_AUROC']:.4f} | {pixel[0]} | {pixel[1]} "
+            f"| {m['false_alarms']} of {m['n_normal']} | {m['missed']} of {m['n_anomalous']} | {', '.join(sorted(states))} "
+            f"| {s.get('features', 0):.1f} | {fit:.1f} | {sum(s.values()):.1f} |"
         )
     mean = np.mean([row["report"]["metrics"]["image_AUROC"] for row in rows])
     return [*lines, "", f"Mean image AUROC {mean:.4f}.", ""]

@@ -21,10 +21,10 @@ import numpy as np
 from tinyvad import fitting
 from tinyvad.backbones.source import open_backbone
 from tinyvad.build import _Build, _onnx_bytes
+from tinyvad.embedding import Embedding
 from tinyvad.engines import threads
 from tinyvad.engines.int8 import Int8Engine
 from tinyvad.engines.onnx import OnnxEngine
-from tinyvad.embedding import Embedding
 from tinyvad.files import write_text
 from tinyvad.images import Dataset, apply_table, find_datasets, load_images, read_mask, resize_mask
 from tinyvad.metrics import auroc, pixel_metrics
@@ -153,8 +153,8 @@ def write(table: list[dict[str, Any]], categories: list[str], arguments: argpars
     lines = [
         "# All methods, float and int8",
         "",
-        f"{Path(arguments.backbone).stem} at {arguments.image_size} px, default taps; fitted on train/good. Image AUROC int8",
-        "(float) a category, mean of both, mean pixel F1Max over the categories with masks (int8), bytes of the bank's arrays.",
+        f"{Path(arguments.backbone).stem} at {arguments.image_size} px, default taps; fitted on train/good. Image AUROC",
+        "int8 (float) a category, mean of both, mean int8 pixel F1Max over the categories with masks, KiB of the bank's arrays.",
         "",
         "    python benchmarks/methods_table.py --data DIR --backbone FILE.onnx --out benchmarks/results",
         "",

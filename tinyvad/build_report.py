@@ -109,6 +109,7 @@ def _case(model: Model, verdict: Verdict, dataset: Dataset) -> Case:
         label=verdict.sample.label,
         defect=verdict.sample.defect,
         image_path=_relative(verdict.sample.path, dataset.root),
+        pred_mask=model.mask(verdict.grid_map),
     )
 
 

@@ -276,11 +276,12 @@ def predict(
 
 
 def _save_overlay(model: Any, prediction: Any, folder: Path, number: int) -> None:
-    from tinyvad.report.pictures import save_overlay
+    from tinyvad.report.pictures import save_overlay, scale_limit
 
     image = model.preprocessing.uint8_input(prediction.image_path)
     name = f"{number:05d}_{prediction.image_path.stem}.png"
-    save_overlay(folder / name, image, prediction.anomaly_map, model.threshold_score, 2 * model.threshold_score)
+    limit = scale_limit(model.threshold_score, [])
+    save_overlay(folder / name, image, prediction.anomaly_map, model.threshold_score, limit, prediction.pred_mask)
 
 
 @main.command()

@@ -141,7 +141,9 @@ def _shapes(
     method: str, tensors: Sequence[Tensor], input_size: int, grid: int | None, dimensions: int | None
 ) -> Iterator[tuple[tuple[int, int], Sequence[int]]]:
     """(grid, choices of d) in the order of preference."""
-    large, small, fine_choices = (DIMENSIONS, SMALL_DIMENSIONS, FINE_DIMENSIONS) if dimensions is None else ((dimensions,),) * 3
+    large, small, fine_choices = DIMENSIONS, SMALL_DIMENSIONS, FINE_DIMENSIONS
+    if dimensions is not None:
+        large = small = fine_choices = (dimensions,)
     if grid is not None:
         yield (grid, grid), (*large, *small)
         return
@@ -180,15 +182,15 @@ def _forms(
             ({"channels": d if d < depth else None, "bits": 8, "seed": seed}, cells * (3 * d + d * (d - 1) // 2) + 2048)
             for d in channels
         ]
+    from tinyvad.detectors.nearest import bank_bytes, core_size_for_budget, lite_size_for_budget
+
     available = min(n_images * cells, PATCHCORE_LARGEST)
+    common = {"max_candidates": PATCHCORE_CANDIDATES, "seed": seed}
     if method == "patchcore":
-        size = min(available, room // depth)
-        return [({"bank_size": size, "max_candidates": PATCHCORE_CANDIDATES, "seed": seed}, size * depth)] if size else []
-    subspaces = max(m for m in range(1, min(16, depth) + 1) if depth % m == 0)
-    codebooks = min(256, available) * depth
-    size = min(available, (room - codebooks) // subspaces)
-    settings = {"bank_size": size, "subspaces": subspaces, "max_candidates": PATCHCORE_CANDIDATES, "seed": seed}
-    return [(settings, codebooks + size * subspaces)] if size > 0 else []
+        size = min(available, core_size_for_budget(room, depth))
+        return [({"bank_size": size, **common}, size * depth)]
+    size, subspaces, bits = lite_size_for_budget(room, depth, available)
+    return [({"bank_size": size, "subspaces": subspaces, "bits": bits, **common}, bank_bytes(size, depth, subspaces, bits))]
 
 
 def make_detector(plan: MethodPlan, embedding: Embedding) -> Any:

@@ -127,17 +127,19 @@ class Model:
             for (path, _), grid in zip(batch, self.grid_maps(np.stack([image for _, image in batch])), strict=True):
                 yield self._finish(path, grid)
 
+    def mask(self, grid: np.ndarray) -> np.ndarray:
+        """(S, S) bool: where the unsmoothed distance reaches the threshold; a cell that does is masked whole."""
+        size = (self.preprocessing.height, self.preprocessing.width)
+        sharp = upsample(self.real(grid)[None], size, 0.0)[0]
+        return (sharp >= self.threshold_score) | upsample_nearest(grid >= self.threshold, size)
+
     def _finish(self, path: Path | None, grid: np.ndarray) -> Prediction:
         raw = int(grid.max())
-        size = (self.preprocessing.height, self.preprocessing.width)
-        distances = self.real(grid)
-        sharp = upsample(distances[None], size, 0.0)[0]
-        over = upsample_nearest(grid >= self.threshold, size)
         return Prediction(
             pred_score=float(self.real(np.array(raw))),
             pred_label=int(raw >= self.threshold),
-            anomaly_map=upsample(distances[None], size)[0],
-            pred_mask=(sharp >= self.threshold_score) | over,
+            anomaly_map=upsample(self.real(grid)[None], (self.preprocessing.height, self.preprocessing.width))[0],
+            pred_mask=self.mask(grid),
             image_path=path,
             raw_score=raw,
             grid_map=grid,

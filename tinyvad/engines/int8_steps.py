@@ -1,8 +1,8 @@
 """What each op of an int8 Graph computes, in TFLite's integer arithmetic: a node in, a function of the values out.
 
-Source: TFLite's int8 quantisation specification; reference kernels and TFLM, which agree on every op here but
-fully_connected and relu6, where TFLM, which runs on the device, is followed. How each real factor is rounded (a product
-of float32 scales here, a double there) decides ties, and is tested on ties: ``tests/test_engines_int8.py``.
+Source: TFLite's int8 quantisation specification, its reference kernels and TFLM. Where the two differ TFLM, which runs
+on the device, is followed: LiteRT's reference kernels round fully_connected once instead of twice, and compute the
+factors of mul and relu in float32, which decides ties otherwise (``tests/test_engines_int8.py`` runs such ties).
 """
 
 from __future__ import annotations
