@@ -154,7 +154,7 @@ def write(table: list[dict[str, Any]], categories: list[str], arguments: argpars
         "# All methods, float and int8",
         "",
         f"{Path(arguments.backbone).stem} at {arguments.image_size} px, default taps; fitted on train/good. Image AUROC",
-        "int8 (float) a category, mean of both, mean int8 pixel F1Max over the categories with masks, KiB of the bank's arrays.",
+        "int8 (float) a category, mean of both, mean int8 pixel F1Max where there are masks, KiB of the bank's arrays.",
         "",
         "    python benchmarks/methods_table.py --data DIR --backbone FILE.onnx --out benchmarks/results",
         "",

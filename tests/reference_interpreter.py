@@ -5,6 +5,7 @@ Tests compare exporters, importers and passes with it. It shares no code with th
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,8 @@ def compute(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
             top, bottom, left, right = attributes["pads"]
             return np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
         case "resize_nearest":
-            height, width = attributes["size"]
-            rows = [i * x.shape[1] // height for i in range(height)]
-            return x[:, rows][:, :, [i * x.shape[2] // width for i in range(width)]]
+            rows, columns = (nearest_rows(old, new, attributes) for old, new in zip(x.shape[1:3], attributes["size"]))
+            return x[:, rows][:, :, columns]
         case "concat":
             return np.concatenate(inputs, 3)
         case "reshape":
@@ -90,6 +90,15 @@ def compute(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
         case "quantize" | "dequantize":
             return x
     raise AssertionError(node.op)
+
+
+def nearest_rows(size: int, out: int, attributes: dict[str, Any]) -> list[int]:
+    """Source row of each output row, in float32 as TFLite computes it: 37 of 6 -> 74 is 2, not 37 * 6 // 74 = 3."""
+    corners, offset = attributes.get("align_corners", False), 0.5 if attributes.get("half_pixel_centers") else 0.0
+    ends = 1 if corners and out > 1 else 0
+    ratio = np.float32(size - ends) / np.float32(out - ends)
+    places = [np.float32(i + offset) * ratio for i in range(out)]
+    return [min(math.floor(float(place) + (0.5 if corners else 0.0)), size - 1) for place in places]
 
 
 def windows(x: np.ndarray, kernel: Any, attributes: dict[str, Any], function: Any, fill: float = 0.0) -> np.ndarray:

@@ -139,7 +139,7 @@ def pool_layer(net: Net, op: str, x: str, rng: np.random.Generator) -> str:
     if rng.random() < 0.6:
         totals = [max((-(-n // s) - 1) * s + k - n, 0) for n, s, k in zip(size, stride, kernel)]
         pads = tuple(part for total in totals for part in (total // 2, total - total // 2))
-    extra = {"count_include_pad": False} if op == "average_pool" else {}
+    extra: dict[str, Any] = {"count_include_pad": False} if op == "average_pool" else {}
     activation = str(rng.choice(["none", "relu", "relu6"]))
     return net.node(op, [x], kernel=kernel, stride=stride, pads=pads, activation=activation, **extra)
 

@@ -141,7 +141,9 @@ def _shapes(
     method: str, tensors: Sequence[Tensor], input_size: int, grid: int | None, dimensions: int | None
 ) -> Iterator[tuple[tuple[int, int], Sequence[int]]]:
     """(grid, choices of d) in the order of preference."""
-    large, small, fine_choices = DIMENSIONS, SMALL_DIMENSIONS, FINE_DIMENSIONS
+    large: tuple[int, ...] = DIMENSIONS
+    small: tuple[int, ...] = SMALL_DIMENSIONS
+    fine_choices: tuple[int, ...] = FINE_DIMENSIONS
     if dimensions is not None:
         large = small = fine_choices = (dimensions,)
     if grid is not None:

@@ -138,7 +138,7 @@ class Graph:
         return sum(int(array.size) for array in self.constants.values())
 
     def check(self) -> None:
-        """Raise InputError if a tensor is missing, produced twice, or used before it is made."""
+        """Raise InputError if a tensor is missing, produced twice, used before it is made, or an output is not made."""
         known = set(self.inputs) | set(self.constants)
         for node in self.nodes:
             for name in node.inputs:
@@ -147,7 +147,10 @@ class Graph:
             if node.output in known:
                 raise InputError(f"graph {self.name}: {node.output} is produced twice")
             known.add(node.output)
-        for name in [*known, *self.outputs]:
+        for name in self.outputs:
+            if name not in known:
+                raise InputError(f"graph {self.name}: output {name} is not made by any node")
+        for name in known:
             if name not in self.tensors:
                 raise InputError(f"graph {self.name}: tensor {name} has no description")
 

@@ -5,8 +5,8 @@ Flows in: rows (n, W) int8 or float32, W a multiple of 16. Flows out: their gree
 
 A row's distance to the chosen set only shrinks while the set grows, so an old value is an upper bound. A row is brought up
 to date, centre by centre, only while its bound could still make it the farthest row, and whole blocks are passed over by
-the bound of their rows. The order is exactly that of the plain loop, at 5 to 40 % of its distances on real features
-and less on random ones. One thread; the result can't depend on their number.
+the bound of their rows. The order is exactly that of the plain loop, at 17 to 38 % of its distances on MCUNet features
+(1,000 and 5,000 of 50,000 rows) and 9 to 19 % on random vectors. One thread; no result can depend on their number.
 
 Source: Gonzalez 1985; lazy evaluation as in Minoux 1978 (accelerated greedy).
 """
