@@ -30,6 +30,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tinyvad.errors import InputError
 from tinyvad.files import write_bytes
 from tinyvad.graph.ir import Graph, Node, Quantization
+from tinyvad.graph.shapes import nearest_indices
 
 OPSET, IR_VERSION = 17, 8  # what onnxruntime 1.18 and TensorRT 8.6 read
 INPUT_NAME = "input"
@@ -274,18 +275,19 @@ def _pad(w: _Writer, node: Node, output: str) -> None:
 
 
 def _resize_nearest(w: _Writer, node: Node, output: str) -> None:
-    """Row i of the output is row floor(i * in / out): a Resize by whole factors, else a Gather along each axis."""
+    """A Resize where each row is simply repeated, else a Gather along each axis of the rows that TFLite would copy."""
     x = w.value[node.inputs[0]]
     old, new = w.graph.tensors[node.inputs[0]].shape[1:3], [int(size) for size in node.attributes["size"]]
-    if all(b % a == 0 for a, b in zip(old, new)):
+    flags = {key: bool(node.attributes.get(key)) for key in ("align_corners", "half_pixel_centers")}
+    rows = [nearest_indices(a, b, **flags) for a, b in zip(old, new)]
+    if all(b % a == 0 and np.array_equal(r, np.arange(b) // (b // a)) for a, b, r in zip(old, new, rows)):
         factors = np.array([1, 1, new[0] // old[0], new[1] // old[1]], np.float32)
         scales = w.constant(f"{node.output}:scales", factors)
         where = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
         w.append("Resize", [x, "", scales], output, mode="nearest", **where)
         return
     for axis, target in ((2, f"{node.output}:rows"), (3, output)):
-        a, b = old[axis - 2], new[axis - 2]
-        x = w.append("Gather", [x, w.constant(f"{node.output}:{axis}", np.arange(b) * a // b)], target, axis=axis)
+        x = w.append("Gather", [x, w.constant(f"{node.output}:{axis}", rows[axis - 2])], target, axis=axis)
 
 
 def _concat(w: _Writer, node: Node, output: str) -> None:

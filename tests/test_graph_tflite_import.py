@@ -18,7 +18,7 @@ from tinyvad.export.tflite import to_tflite
 from tinyvad.graph.ir import Graph
 from tinyvad.graph.tflite_conversion import same_pads
 from tinyvad.graph.tflite_file import read_tflite
-from tinyvad.graph.tflite_import import import_tflite
+from tinyvad.graph.tflite_import import import_tflite, trunk_outputs
 
 SAME, VALID = 0, 1
 RELU6 = 3
@@ -365,3 +365,12 @@ def test_graph_can_be_changed_without_touching_the_file() -> None:
     graph = import_tflite(data)
     graph.tensors["t3"] = dataclasses.replace(graph.tensors["t3"], name="other")
     assert import_tflite(data).tensors["t3"].name == "t3"
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2_1.0_imagenet_ptq", "mcunet_in3_imagenet_int8", "mcunet_in4_imagenet_int8"])
+def test_the_trunk_ends_before_the_classifier(shared, name):
+    """SOFTMAX, RESHAPE and the last FULLY_CONNECTED are heads; what is left is one map of the published width."""
+    file = read_tflite(shared / "weights" / f"{name}.tflite")
+    outputs = trunk_outputs(file)
+    graph = import_tflite(shared / "weights" / f"{name}.tflite", dequantize=True, outputs=outputs)
+    assert len(graph.tensors[graph.outputs[0]].shape) == 4

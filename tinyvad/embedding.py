@@ -28,6 +28,14 @@ from tinyvad.graph.fixed_point import multiply_by_quantized_multiplier, quantize
 from tinyvad.graph.ir import Tensor
 
 POOL = 3
+HEADROOM = 1.2  # defects reach further than good images
+INT32_MAX = (1 << 31) - 1
+
+# one row of section TAPS, and what each field may be; multiplier and shift follow from section STEP
+TAP_FIELDS = ("height", "width", "channels", "zero point", "multiplier", "shift", "pool", "reserved")
+TAP_RANGES = (
+    (1, 4096), (1, 4096), (1, 4096), (-128, 127), (-INT32_MAX - 1, INT32_MAX), (-INT32_MAX - 1, INT32_MAX), (1, 7), (0, 0)
+)  # fmt: skip
 
 
 def pool_matrix(size: int, window: int = POOL) -> np.ndarray:
@@ -55,8 +63,13 @@ def align_matrix(size: int, grid: int) -> tuple[np.ndarray, int]:
 
 def tap_matrix(size: int, grid: int, pool: int = POOL) -> tuple[np.ndarray, int]:
     """Pooling and alignment of one axis as one (grid, size) int64 matrix and its denominator."""
-    matrix, denominator = align_matrix(size, grid)
-    return matrix @ pool_matrix(size, pool), denominator * pool
+    matrix, _ = align_matrix(size, grid)
+    return matrix @ pool_matrix(size, pool), tap_denominator(size, grid, pool)
+
+
+def tap_denominator(size: int, grid: int, pool: int = POOL) -> int:
+    """What the rows of ``tap_matrix`` are divided by; no row's sum is larger."""
+    return (size if size >= grid else 2 * grid) * pool
 
 
 @dataclass(frozen=True)
@@ -95,13 +108,16 @@ class Embedding:
 
     def __post_init__(self) -> None:
         for tap in self.taps:
-            reach = 255
-            for size, grid in zip(tap.size, self.grid, strict=True):
-                reach *= tap_matrix(size, grid, self.pool)[1]
-            if reach >= 1 << 31:
+            _, shift = self.multiplier(tap)
+            reach = 255 * self._denominator(tap)  # of |q - zero point| times a row of A_h and one of A_w
+            if reach > INT32_MAX:
                 raise InputError(
                     f"layer {tap.name}: a {tap.size[0]}x{tap.size[1]} map is too fine for a {self.grid[0]}x{self.grid[1]} "
                     "grid in 32-bit sums; tap a later layer or use a finer grid"
+                )
+            if reach << max(shift, 0) > INT32_MAX:
+                raise InputError(
+                    f"layer {tap.name}: a step of {tap.step:g} is too fine for its scale {tap.scale:g} in 32-bit sums"
                 )
 
     @property
@@ -116,8 +132,10 @@ class Embedding:
 
     def multiplier(self, tap: Tap) -> tuple[int, int]:
         """Fixed-point (multiplier, shift) of scale / (denominators * step), which turns a tap's sums into units."""
-        denominator = math.prod(tap_matrix(s, g, self.pool)[1] for s, g in zip(tap.size, self.grid, strict=True))
-        return quantize_multiplier(tap.scale / (denominator * tap.step))
+        return quantize_multiplier(tap.scale / (self._denominator(tap) * tap.step))
+
+    def _denominator(self, tap: Tap) -> int:
+        return math.prod(tap_denominator(s, g, self.pool) for s, g in zip(tap.size, self.grid, strict=True))
 
     def integer(self, maps: Sequence[np.ndarray]) -> np.ndarray:
         """(n, grid_h, grid_w, D) int8 from the tapped int8 maps [(n, h, w, c)]: what the device computes."""
@@ -148,7 +166,6 @@ class Embedding:
             for tap, values in zip(self.taps, maps, strict=True)
         ]
 
-
     def sections(self) -> dict[str, np.ndarray]:
         """Bank sections: TAPS, what the device needs, (n, 8) int32; STEP, (n, 2) float64 (scale, step)."""
         rows = [
@@ -161,22 +178,40 @@ class Embedding:
     def from_sections(
         cls, sections: Mapping[str, np.ndarray], grid: tuple[int, int], names: Sequence[str]
     ) -> Embedding:
-        """Rebuild from a bank. Raises InputError where TAPS and STEP are malformed or don't agree."""
+        """Rebuild from a bank's TAPS and STEP.
+
+        Args:
+            sections: arrays by tag. grid: (grid_h, grid_w). names: of the tapped tensors.
+
+        Raises:
+            InputError: a section is missing or malformed, or the two don't agree (section, row and field are named).
+        """
         rows, steps = sections.get("TAPS"), sections.get("STEP")
         n = len(names)
-        if rows is None or rows.shape != (n, 8) or rows.dtype != np.int32:
+        if n == 0 or rows is None or rows.shape != (n, len(TAP_FIELDS)) or rows.dtype != np.int32:
             raise InputError(f"bank section TAPS: expected int32 ({n}, 8) for the {n} tapped tensors")
-        if steps is None or steps.shape != (n, 2) or not (np.isfinite(steps).all() and (steps > 0).all()):
-            raise InputError(f"bank section STEP: expected positive float64 ({n}, 2)")
-        if rows[:, :3].min() < 1 or rows[:, :3].max() > 4096 or rows[0, 6] not in (1, 3, 5, 7):
-            raise InputError("bank section TAPS: map sizes, channels or pooling out of range")
+        if steps is None or steps.shape != (n, 2) or steps.dtype != np.float64:
+            raise InputError(f"bank section STEP: expected float64 ({n}, 2) for the {n} tapped tensors")
+        for i, (row, pair) in enumerate(zip(rows, steps, strict=True)):
+            for field, value in zip(("scale", "step"), pair.tolist(), strict=True):
+                if not (math.isfinite(value) and value > 0):
+                    raise InputError(f"bank section STEP, row {i}: {field} is {value}; it must be positive and finite")
+            for field, (low, high), value in zip(TAP_FIELDS, TAP_RANGES, row.tolist(), strict=True):
+                if not low <= value <= high:
+                    raise InputError(f"bank section TAPS, row {i}: {field} is {value}; it must be {low} to {high}")
+            if row[6] % 2 == 0 or row[6] != rows[0, 6]:
+                raise InputError(f"bank section TAPS, row {i}: pool is {row[6]}; it must be odd and the same in all rows")
         taps = tuple(
             Tap(name, (int(r[0]), int(r[1])), int(r[2]), float(s[0]), int(r[3]), float(s[1]))
             for name, r, s in zip(names, rows, steps, strict=True)
         )
         embedding = cls(taps, grid, int(rows[0, 6]))
-        if not np.array_equal(embedding.sections()["TAPS"], rows):
-            raise InputError("bank section TAPS: multipliers do not agree with section STEP")
+        for i, (row, tap) in enumerate(zip(rows, taps, strict=True)):
+            for field, stored, expected in zip(TAP_FIELDS[4:6], row[4:6].tolist(), embedding.multiplier(tap), strict=True):
+                if stored != expected:
+                    raise InputError(
+                        f"bank section TAPS, row {i}: {field} is {stored}, but section STEP and the grid give {expected}"
+                    )
         return embedding
 
 
@@ -190,16 +225,24 @@ def _separable(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarr
 def make_taps(tensors: Sequence[Tensor], pooled_limits: Sequence[float], common_step: bool) -> tuple[Tap, ...]:
     """Taps from the graph's output tensors and the largest |pooled value| of each on good images.
 
-    The step is that limit / 127 with a fifth of headroom; with ``common_step`` the largest of them serves all taps.
+    The step is that limit / 127 with a fifth of headroom; with ``common_step`` the largest of them serves all taps. A
+    tap that showed less than one unit of its own grid gets that unit as its limit.
+
+    Raises:
+        InputError: a tensor that isn't int8, or no map.
     """
-    steps = [max(limit, 1e-6) * 1.2 / 127 for limit in pooled_limits]
-    if common_step:
-        steps = [max(steps)] * len(steps)
-    taps = []
-    for tensor, step in zip(tensors, steps, strict=True):
+    quantizations = []
+    for tensor in tensors:
         if tensor.quantization is None or tensor.dtype != "int8":
             raise InputError(f"layer {tensor.name} is not an int8 tensor; tap a quantised layer")
-        _, h, w, channels = tensor.shape
-        scale, zero_point = float(tensor.quantization.scale[0]), int(tensor.quantization.zero_point[0])
-        taps.append(Tap(tensor.name, (h, w), channels, scale, zero_point, step))
-    return tuple(taps)
+        if len(tensor.shape) != 4:
+            raise InputError(f"layer {tensor.name} is no map but {tensor.shape}; tap an earlier layer")
+        quantizations.append((float(tensor.quantization.scale[0]), int(tensor.quantization.zero_point[0])))
+    limits = [max(limit, scale) for limit, (scale, _) in zip(pooled_limits, quantizations, strict=True)]
+    steps = [limit * HEADROOM / 127 for limit in limits]
+    if common_step:
+        steps = [max(steps)] * len(steps)
+    return tuple(
+        Tap(tensor.name, (tensor.shape[1], tensor.shape[2]), tensor.shape[3], scale, zero_point, step)
+        for tensor, (scale, zero_point), step in zip(tensors, quantizations, steps, strict=True)
+    )

@@ -122,7 +122,8 @@ def open_network(path: Path, size: int = 224) -> Graph:
 
 
 def _import(path: Path, size: int, layers: list[str] | None) -> tuple[Graph, tuple[Triple, Triple]]:
-    """The normalised float graph of a file at an input size, and the (mean, std) that it or its layout tells."""
+    """The normalised float graph of a file, and the (mean, std) that it or its layout tells; ``size`` with layers only
+    for .tflite."""
     if path.suffix.lower() == ".onnx":
         from tinyvad.graph.onnx_import import load_onnx
 
@@ -130,9 +131,14 @@ def _import(path: Path, size: int, layers: list[str] | None) -> tuple[Graph, tup
         guess = loaded.preprocessing
         return loaded.graph, (_triple(guess.mean), _triple(guess.std))
     if path.suffix.lower() == ".tflite":
-        from tinyvad.graph.tflite_import import import_tflite
+        from tinyvad.graph.tflite_file import read_tflite
+        from tinyvad.graph.tflite_import import import_tflite, trunk_outputs
 
-        graph = normalise(import_tflite(path, dequantize=True, input_size=(size, size), outputs=layers))
+        # a whole trunk may end in a pool of the file's own size: it is looked at as it is
+        wanted = trunk_outputs(read_tflite(path)) if layers is None else layers
+        at = None if layers is None else (size, size)
+        graph = import_tflite(path, dequantize=True, input_size=at, outputs=wanted)
+        graph = normalise(graph)
         return graph, _tflite_preprocessing(path)
     raise InputError(f"{path}: weights come from .onnx or .tflite files")
 

@@ -18,6 +18,8 @@ from tinyvad.graph.tflite_conversion import Conversion
 from tinyvad.graph.tflite_file import TfliteFile, TfliteOperator, read_tflite
 from tinyvad.graph.tflite_nodes import CONVERTERS
 
+_HEAD = ("RESHAPE", "FULLY_CONNECTED")  # what comes here has a fixed size, and no map behind it
+
 # What a damaged file makes the converters stumble over: options or inputs that are not there, shapes without axes.
 _DAMAGED = (KeyError, IndexError, ValueError, ZeroDivisionError)
 
@@ -63,6 +65,23 @@ def import_tflite(
     graph.outputs = list(dict.fromkeys(conversion.values[index] for index in wanted))
     graph.check()
     return graph
+
+
+def trunk_outputs(file: TfliteFile) -> list[str]:
+    """The last maps before the head: outputs of supported operators that no other supported operator reads on."""
+    reached = set(file.inputs)
+    leaves: dict[int, str] = {}
+    for operator in file.operators:
+        fed = [i for i in operator.inputs if i >= 0 and file.tensors[i].data is None]
+        if operator.op not in CONVERTERS or operator.op in _HEAD or not fed or not reached.issuperset(fed):
+            continue
+        reached.update(operator.outputs)
+        for index in fed:
+            leaves.pop(index, None)
+        leaves.update({index: file.tensors[index].name for index in operator.outputs})
+    if not leaves:
+        raise InputError(f"{file.path_name}: no operator after the image is supported")
+    return list(leaves.values())
 
 
 def _needed(file: TfliteFile, wanted: list[int]) -> list[TfliteOperator]:
