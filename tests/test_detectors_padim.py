@@ -160,3 +160,12 @@ def test_far_away_saturates_instead_of_wrapping():
     near, far = scorer.score(np.zeros((1, 1, 1, 64), np.int8)), scorer.score(np.full((1, 1, 1, 64), 127, np.int8))
     assert far > near
     assert far[0, 0, 0] <= 2**32 - 1
+
+
+def test_a_part_comes_off_exactly(rng):
+    data = correlated(rng, 60, (2, 2), 5)
+    whole, part, rest = collect([data]), collect([data[:20]]), collect([data[20:]])
+    less = whole.without(part)
+    assert less.count == 40
+    np.testing.assert_array_equal(less.first, rest.first)
+    np.testing.assert_array_equal(less.second, rest.second)

@@ -223,13 +223,12 @@ class _Build:
     def fit(self, name: str, store: fitting.TapStore, samples: list[np.ndarray]) -> Fitted:
         """Embedding, scorer and threshold from one engine's features of the good images."""
         embedding = fitting.make_embedding(store, self.tensors, self.plan)
-        scorer = fitting.make_detector(self.plan, embedding).fit(store.embeddings(embedding)).to_scorer()
         copies, rule = None, f"{self.project.quantile:g} quantile of held-out good images"
         if store.count == 1:
             copies, rule = fitting.TapStore(self.tensors), "shifted copies of the only good image"
             copies.append(self.taps(name, fitting.shifted_copies(samples[0])))
         tell = lambda done, total: self.tell(f"fit ({name})", done, total)  # noqa: E731
-        held_out = fitting.held_out_scores(store, embedding, self.plan, copies, tell)
+        scorer, held_out = fitting.fit_and_hold_out(store, embedding, self.plan, copies, tell)
         first = next(iter(store.embeddings(embedding, np.arange(1))))[0]  # (H, W, D)
         threshold = fitting.threshold_of(held_out, self.project.quantile)
         return Fitted(embedding, scorer, held_out, first, threshold, rule)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from typing import IO, Any
 
@@ -35,7 +36,7 @@ FEWEST_FOR_GAUSSIANS = 5
 FOLDS = 5
 LEAVE_ONE_OUT_UP_TO = 10
 QUANTILE = 0.99
-BATCH = 32
+BATCH = 64
 BANK_OVERHEAD = 4096  # header, section table, taps, input table, thresholds, golden vectors and names
 DEFAULT_BANK_BYTES = 4 << 20  # where neither a target nor the user sets a limit
 PATCHCORE_CANDIDATES = 50_000
@@ -220,33 +221,44 @@ def make_embedding(store: TapStore, tensors: Sequence[Tensor], plan: MethodPlan)
     return Embedding(make_taps(tensors, limits.tolist(), plan.common_step), plan.grid)
 
 
-def held_out_scores(
+def fit_and_hold_out(
     store: TapStore,
     embedding: Embedding,
     plan: MethodPlan,
     copies: TapStore | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """(n,) int64 image scores of good images by detectors that have not seen them.
+) -> tuple[Scorer, np.ndarray]:
+    """The scorer fitted on all images, and (m,) int64 scores of good images by scorers that have not seen them.
 
     Cross-fitting: the images are dealt into folds in turn, each fold is scored by a detector fitted on the rest. Up to
     ten images every fold is one image (leave one image out), else there are five. A single image can't be held out: its
-    shifted ``copies`` are scored instead (see ``shifted_copies``).
+    shifted ``copies`` are scored instead (see ``shifted_copies``). The sums of the PaDiM family are exact, so a fold is
+    taken off the whole instead of summing up the rest anew.
     """
     n = store.count
+    count = n if n <= LEAVE_ONE_OUT_UP_TO else FOLDS
+    folds = [np.arange(fold, n, count) for fold in range(count)]
+    detector = make_detector(plan, embedding)
+    parts = None
+    if hasattr(detector, "collect"):
+        parts = [detector.collect(store.embeddings(embedding, fold)) for fold in folds]
+        whole = reduce(type(parts[0]).merge, parts)
+        scorer: Scorer = detector.fit_statistics(whole).to_scorer()
+    else:
+        scorer = detector.fit(store.embeddings(embedding)).to_scorer()
     if n == 1 and copies is not None:
-        scorer = make_detector(plan, embedding).fit(store.embeddings(embedding)).to_scorer()
-        return image_scores(scorer, copies.embeddings(embedding))
-    folds = n if n <= LEAVE_ONE_OUT_UP_TO else FOLDS
-    result = np.zeros(n, np.int64)
-    for fold in range(folds):
-        held = np.arange(fold, n, folds)
-        rest = np.setdiff1d(np.arange(n), held)
-        scorer = make_detector(plan, embedding).fit(store.embeddings(embedding, rest)).to_scorer()
-        result[held] = image_scores(scorer, store.embeddings(embedding, held))
+        return scorer, image_scores(scorer, copies.embeddings(embedding))
+    scores = np.zeros(n, np.int64)
+    for done, held in enumerate(folds):
+        if parts is not None:
+            blind = detector.fit_statistics(whole.without(parts[done])).to_scorer()
+        else:
+            rest = np.setdiff1d(np.arange(n), held)
+            blind = make_detector(plan, embedding).fit(store.embeddings(embedding, rest)).to_scorer()
+        scores[held] = image_scores(blind, store.embeddings(embedding, held))
         if progress is not None:
-            progress(fold + 1, folds)
-    return result
+            progress(done + 1, len(folds))
+    return scorer, scores
 
 
 def shifted_copies(image: np.ndarray) -> np.ndarray:

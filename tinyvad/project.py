@@ -6,6 +6,7 @@ Flows in: a ``tinyvad.toml`` (optional) and the flags that were given. Flows out
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -86,6 +87,13 @@ class Project:
             raise InputError(f"on_error {self.on_error!r}: choose stop or skip")
         if self.bank_bytes is not None and self.bank_bytes < 1:
             raise InputError(f"bank bytes {self.bank_bytes}: must be positive")
+        if self.dimensions is not None and self.dimensions < 1:
+            raise InputError(f"dimensions {self.dimensions}: choose 1 or more")
+        if not 8 <= self.bit_depth <= 16:
+            raise InputError(f"bit depth {self.bit_depth}: choose 8 to 16")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and not (all(map(math.isfinite, values)) and (name == "mean" or min(values) > 0)):
+                raise InputError(f"{name} {list(values)}: choose finite numbers{', above 0' if name == 'std' else ''}")
         if self.seed < 0:
             raise InputError(f"seed {self.seed}: must not be negative")
 
@@ -111,9 +119,11 @@ def load_project(file: Path | None, flags: dict[str, Any]) -> Project:
 
 
 _KINDS: dict[str, str] = {field.name: str(field.type) for field in dataclasses.fields(Project)}
+_FILES = (".onnx", ".tflite", ".toml")  # a backbone or target that ends so is a file, anything else a name
 
 
 def _converted(file: Path | None, key: str, value: Any) -> Any:
+    """``value`` as ``Project`` wants it; ``file`` is None for a flag."""
     where = f"{file}: {key}" if file is not None else f"--{key.replace('_', '-')}"
     kind = _KINDS.get(key)
     if kind is None:
@@ -121,23 +131,42 @@ def _converted(file: Path | None, key: str, value: Any) -> Any:
     base = kind.split(" | ")[0]
     if key == "bank_bytes":
         return parse_bytes(value, where)
-    if base == "Path":
-        return (file.parent if file is not None else Path()) / str(value)
     if base.startswith("tuple"):
-        items = tuple(value) if isinstance(value, (list, tuple)) else ()
-        wanted: tuple[type, ...] = (str,) if "str" in base else (int, float)
-        if not items or not all(isinstance(item, wanted) for item in items) or ("float" in base and len(items) != 3):
-            raise InputError(f"{where} is {value!r}; expected {'layer names' if 'str' in base else 'three numbers'}")
-        return items
-    expected: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
-    if not isinstance(value, expected[base]) or isinstance(value, bool):
-        raise InputError(f"{where} is {value!r}; expected {base}")
+        return _several(base, value, where)
+    expected: dict[str, tuple[type, ...]] = {
+        "Path": (str, Path), "str": (str,), "int": (int,), "float": (int, float)
+    }  # fmt: skip
+    if not isinstance(value, expected[base]) or isinstance(value, bool) or value == "":
+        what = {"Path": "a path", "str": "text", "int": "a whole number", "float": "a number"}[base]
+        raise InputError(f"{where} is {value!r}; expected {what}")
+    folder: Path = file.parent if file is not None else Path()
+    if base == "Path":
+        return folder / str(value)
+    if key in ("backbone", "target") and str(value).lower().endswith(_FILES):
+        return str(folder / str(value))
     return value
 
 
+def _several(base: str, value: Any, where: str) -> tuple[Any, ...]:
+    """Layer names, or three numbers."""
+    items = tuple(value) if isinstance(value, (list, tuple)) else ()
+    if "str" in base:
+        if not items or not all(isinstance(item, str) and item.strip() for item in items):
+            raise InputError(f"{where} is {value!r}; expected layer names")
+        return tuple(item.strip() for item in items)
+    are_numbers = all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in items)
+    if len(items) != 3 or not are_numbers:
+        raise InputError(f"{where} is {value!r}; expected three numbers")
+    return tuple(float(item) for item in items)
+
+
 def parse_bytes(value: Any, where: str) -> int:
-    """160000, "160K" or "2M" (1024s) as a number of bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KM]?)i?B?", str(value), re.IGNORECASE)
+    """160000, "160K" or "2M" (1024s) as a number of bytes.
+
+    Raises:
+        InputError: anything else; ``where`` says whose value it is.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([KM])i?)?B?", str(value), re.IGNORECASE)
     if match is None:
         raise InputError(f"{where} is {value!r}; write bytes as 163840, 160K or 2M")
-    return int(float(match[1]) * {"": 1, "K": 1024, "M": 1 << 20}[match[2].upper()])
+    return int(float(match[1]) * {"": 1, "K": 1024, "M": 1 << 20}[(match[2] or "").upper()])

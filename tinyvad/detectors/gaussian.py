@@ -39,6 +39,12 @@ class GaussianStatistics:
             self.count + other.count, self.first + other.first, self.second + other.second
         )
 
+    def without(self, other: GaussianStatistics) -> GaussianStatistics:
+        """The inverse of ``merge``: statistics without a part that they contain; exact on int8 embeddings."""
+        return GaussianStatistics(
+            self.count - other.count, self.first - other.first, self.second - other.second
+        )
+
     @property
     def mean(self) -> np.ndarray:
         """(H, W, D) float64."""

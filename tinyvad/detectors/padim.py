@@ -16,7 +16,7 @@ as in the papers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -63,19 +63,23 @@ class Padim:
 
     def fit(self, embeddings: Iterable[np.ndarray]) -> Padim:
         """Sum up a stream of (n, H, W, D) embeddings, one pass."""
-        indices: np.ndarray | None = None
+        return self.fit_statistics(self.collect(embeddings))
 
-        def subsets() -> Iterable[np.ndarray]:
-            nonlocal indices
+    def collect(self, embeddings: Iterable[np.ndarray]) -> GaussianStatistics:
+        """The sums of the chosen channels over a stream of (n, H, W, D) embeddings."""
+
+        def subsets() -> Iterator[np.ndarray]:
             for batch in embeddings:
-                if indices is None:
+                if not hasattr(self, "indices_"):
                     self.depth_ = batch.shape[-1]
-                    indices = self._draw(self.depth_)
-                yield batch if len(indices) == batch.shape[-1] else batch[..., indices]
+                    self.indices_: np.ndarray = self._draw(self.depth_)
+                yield batch if len(self.indices_) == batch.shape[-1] else batch[..., self.indices_]
 
-        self.statistics_: GaussianStatistics = collect(subsets(), self.diagonal)
-        assert indices is not None
-        self.indices_: np.ndarray = indices
+        return collect(subsets(), self.diagonal)
+
+    def fit_statistics(self, statistics: GaussianStatistics) -> Padim:
+        """Use sums that ``collect`` made, or that were merged from such."""
+        self.statistics_: GaussianStatistics = statistics
         return self
 
     def _draw(self, depth: int) -> np.ndarray:
@@ -143,7 +147,11 @@ class PadimCompact:
 
     def fit(self, embeddings: Iterable[np.ndarray]) -> PadimCompact:
         """Sum up a stream of (n, H, W, D) embeddings, one pass."""
-        return self.fit_statistics(collect(embeddings))
+        return self.fit_statistics(self.collect(embeddings))
+
+    def collect(self, embeddings: Iterable[np.ndarray]) -> GaussianStatistics:
+        """The sums over a stream of (n, H, W, D) embeddings."""
+        return collect(embeddings)
 
     def fit_statistics(self, statistics: GaussianStatistics) -> PadimCompact:
         """Use sums that were collected (or merged) before."""
