@@ -38,7 +38,7 @@ def folder(part, tmp_path_factory) -> Path:
 
 
 def cli(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from tinyvad.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-m", "tinyvad", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"tinyvad": ROOT / "tinyvad", "tinyvad.export": ROOT / "export", "tinyvad.firmware_sim": ROOT / "firmware_sim"}
 # rooms that share a line may import each other
 LEVELS = [
+    ("__main__",),
     ("cli",),
     ("build",),
     ("build_report", "sizing", "verify", "profiling", "inspection"),

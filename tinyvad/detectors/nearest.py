@@ -24,6 +24,7 @@ import numpy as np
 from tinyvad.detectors.coreset import MAX_DEPTH
 from tinyvad.detectors.distances import nearest
 from tinyvad.detectors.product_quantizer import BITS, ProductQuantizer, pack_codes, unpack_codes
+from tinyvad.detectors.sections import take_section
 from tinyvad.errors import CheckFailed, InputError
 
 SHARED_BYTES = 4 * 4 + 8  # CFG and SCAL
@@ -69,7 +70,7 @@ class PatchCoreScorer:
         rows, _, subspaces, bits = _config(sections, depth)
         if (subspaces, bits) != (0, 8):
             raise InputError(f"bank section CFG : {subspaces} subspaces, {bits} bits; a CORE bank has 0 and 8")
-        return cls(_section(sections, "BANK", (rows, depth), "int8"), _unit(sections))
+        return cls(take_section(sections, "BANK", (rows, depth), "int8"), _unit(sections))
 
 
 @dataclass(eq=False)
@@ -117,12 +118,12 @@ class PatchCoreLiteScorer:
         rows, _, subspaces, bits = _config(sections, depth)
         if subspaces < 1 or depth % subspaces or bits not in BITS:
             raise InputError(f"bank section CFG : {subspaces} subspaces of {depth} values, {bits} bits: not a PQPC bank")
-        indices = _section(sections, "INDX", (depth,), "uint16")
+        indices = take_section(sections, "INDX", (depth,), "uint16")
         if not np.array_equal(np.sort(indices), np.arange(depth)):
             raise InputError(f"bank section INDX: not a permutation of 0..{depth - 1}; build the bank again")
         centroids = min(1 << bits, rows)
-        codebooks = _section(sections, "CBK ", (subspaces, centroids, depth // subspaces), "int8")
-        packed = _section(sections, "CODE", (rows, (subspaces * bits + 7) // 8), "uint8")
+        codebooks = take_section(sections, "CBK ", (subspaces, centroids, depth // subspaces), "int8")
+        packed = take_section(sections, "CODE", (rows, (subspaces * bits + 7) // 8), "uint8")
         codes = unpack_codes(packed, subspaces, bits)
         if codes.max() >= centroids:
             raise InputError(f"bank section CODE: code {codes.max()} of {centroids} centroids; build the bank again")
@@ -182,23 +183,15 @@ def _queries(embeddings: np.ndarray, depth: int) -> np.ndarray:
 
 
 def _config(sections: Mapping[str, np.ndarray], depth: int) -> tuple[int, int, int, int]:
-    rows, stored_depth, subspaces, bits = (int(v) for v in _section(sections, "CFG ", (4,), "int32"))
+    rows, stored_depth, subspaces, bits = (int(v) for v in take_section(sections, "CFG ", (4,), "int32"))
     if rows < 1 or stored_depth != depth or depth > MAX_DEPTH:
         raise InputError(f"bank section CFG : {rows} rows of {stored_depth} values do not go with embeddings of {depth}")
     return rows, stored_depth, subspaces, bits
 
 
 def _unit(sections: Mapping[str, np.ndarray]) -> float:
-    unit = float(_section(sections, "SCAL", (1,), "float64")[0])
+    unit = float(take_section(sections, "SCAL", (1,), "float64")[0])
     if not (np.isfinite(unit) and unit > 0):
         raise InputError(f"bank section SCAL: unit {unit} is not a positive number; build the bank again")
     return unit
 
-
-def _section(sections: Mapping[str, np.ndarray], tag: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    if tag not in sections:
-        raise InputError(f"bank section {tag} is missing")
-    array = sections[tag]
-    if array.shape != shape or array.dtype.name != dtype:
-        raise InputError(f"bank section {tag}: {array.dtype.name}{array.shape}, expected {dtype}{shape}")
-    return array

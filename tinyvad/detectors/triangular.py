@@ -24,6 +24,7 @@ from functools import cached_property
 import numpy as np
 
 from tinyvad.bank import pack_nibbles, unpack_nibbles
+from tinyvad.detectors.sections import take_section
 from tinyvad.errors import InputError
 from tinyvad.graph.fixed_point import (
     multiply_by_quantized_multiplier,
@@ -162,36 +163,27 @@ class TriangularScorer:
         Raises:
             InputError: a section is missing or has another shape, dtype or range than the kind needs.
         """
-        config = _section(sections, "CFG ", (4,), "int32")
+        config = take_section(sections, "CFG ", (4,), "int32")
         d, bits, mode, table_shift = (int(v) for v in config)
         if bits not in (0, 4, 8) or mode not in (0, 1, 2) or table_shift != TABLE_SHIFT or not 1 <= d <= 512:
             raise InputError(f"bank section CFG : values {config.tolist()} are not those of a PaDiM bank")
-        mean = _section(sections, "MEAN", (*grid, d), "int8")
-        codes = _section(sections, "SCAL", (*grid, d if bits == 0 else 2 * d), "uint8")
-        tables = _section(sections, "TABL", (1 if bits == 0 else 2, 256), "uint32")
+        mean = take_section(sections, "MEAN", (*grid, d), "int8")
+        codes = take_section(sections, "SCAL", (*grid, d if bits == 0 else 2 * d), "uint8")
+        tables = take_section(sections, "TABL", (1 if bits == 0 else 2, 256), "uint32")
         projection = indices = factor = s_code = s_table = None
         if bits:
             pairs = d * (d - 1) // 2
-            packed = _section(sections, "CHOL", (*grid, (pairs + 1) // 2 if bits == 4 else pairs), None)
+            packed = take_section(sections, "CHOL", (*grid, (pairs + 1) // 2 if bits == 4 else pairs), None)
             factor = unpack_nibbles(packed, pairs) if bits == 4 else packed.view(np.int8)
             s_code, s_table = codes[..., d:], tables[1]
         if mode == 2:
-            numbers = _section(sections, "BIAS", (3, d), "int32").astype(np.int64)
-            projection = Projection(_section(sections, "PROJ", (depth, d), "int8"), *numbers)
+            numbers = take_section(sections, "BIAS", (3, d), "int32").astype(np.int64)
+            projection = Projection(take_section(sections, "PROJ", (depth, d), "int8"), *numbers)
         if mode == 1:
-            indices = _section(sections, "INDX", (d,), "uint16")
+            indices = take_section(sections, "INDX", (d,), "uint16")
         if (mode == 0 and d != depth) or (indices is not None and indices.max() >= depth):
             raise InputError(f"bank section CFG : d = {d} does not go with an embedding of {depth} values")
         return cls(mean, codes[..., :d], tables[0], bits, s_code, s_table, factor, indices, projection)
-
-
-def _section(sections: Mapping[str, np.ndarray], tag: str, shape: tuple[int, ...], dtype: str | None) -> np.ndarray:
-    if tag not in sections:
-        raise InputError(f"bank section {tag} is missing")
-    array = sections[tag]
-    if array.shape != shape or (dtype is not None and array.dtype.name != dtype):
-        raise InputError(f"bank section {tag}: {array.dtype.name}{array.shape}, expected {dtype}{shape}")
-    return array
 
 
 def _scale(x: np.ndarray, table_values: np.ndarray) -> np.ndarray:

@@ -1,0 +1,73 @@
+"""Slow checks on public images with published weights: what the README's tables promise, by the commands a user runs.
+
+Run with `make test-slow`; skipped without ../shared.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+CATEGORIES = ("bottle", "casting", "ksdd", "magnetic_tile", "solar_mono", "toothbrush")
+
+
+def tinyvad(*arguments: str | Path) -> dict:
+    command = [sys.executable, "-m", "tinyvad", *map(str, arguments), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def builds(shared, tmp_path_factory):
+    """build(target, category) -> (build folder, metrics by `tinyvad eval`), each made once."""
+    made: dict[tuple[str, str], tuple[Path, dict]] = {}
+    backbone = shared / "weights" / "mcunet_in3_imagenet_f32.onnx"
+
+    def make(target: str, category: str) -> tuple[Path, dict]:
+        if (target, category) not in made:
+            out, data = tmp_path_factory.mktemp(target) / category, shared / "data" / category
+            tinyvad("build", "--data", data, "--backbone", backbone, "--target", target, "--out", out)
+            made[target, category] = out, tinyvad("eval", out, "--data", data, "--engine", "int8")
+        return made[target, category]
+
+    return make
+
+
+def test_bottle(builds):
+    _, metrics = builds("stm32h743", "bottle")
+    assert metrics["image_AUROC"] >= 0.99
+    assert metrics["pixel_F1Max"] >= 0.72
+
+
+def test_toothbrush(builds):
+    assert builds("stm32h743", "toothbrush")[1]["image_AUROC"] >= 0.95
+
+
+@pytest.mark.parametrize(("target", "least"), [("stm32h743", 0.95), ("stm32f746", 0.94)])
+def test_mean_auroc_of_six_categories(builds, target, least):
+    values = [builds(target, category)[1]["image_AUROC"] for category in CATEGORIES]
+    assert sum(values) / len(values) >= least
+
+
+@pytest.mark.parametrize("category", ["bottle", "toothbrush"])
+def test_all_exact_engines_agree_on_real_images(builds, shared, category):
+    folder, _ = builds("stm32h743", category)
+    result = tinyvad("verify", folder, "--data", shared / "data" / category)
+    for name in ("litert", "tflm"):
+        assert result["engines"][name]["status"] == "equal"
+        assert not any(result["engines"][name]["differing_values"].values())
+
+
+def test_float_engine_loses_no_more_than_a_hundredth(builds, shared):
+    drops = []
+    for category in CATEGORIES:
+        folder, exact = builds("stm32h743", category)
+        real = tinyvad("eval", folder, "--data", shared / "data" / category, "--engine", "onnx")
+        drops.append(real["image_AUROC"] - exact["image_AUROC"])
+    assert sum(drops) / len(drops) <= 0.01

@@ -1,0 +1,5 @@
+"""``python -m tinyvad`` is the command ``tinyvad``."""
+
+from tinyvad.cli import main
+
+main()
