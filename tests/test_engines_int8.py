@@ -16,8 +16,9 @@ from tinyvad.engines.litert import LitertEngine
 from tinyvad.engines.tflm import TflmEngine
 from tinyvad.errors import InputError
 from tinyvad.export.tflite import to_tflite
+from tinyvad.graph.builder import GraphBuilder
 from tinyvad.graph.fixed_point import quantize_multiplier
-from tinyvad.graph.ir import Graph, GraphBuilder, Quantization
+from tinyvad.graph.ir import Graph, Quantization
 from tinyvad.graph.tflite_file import read_tflite
 from tinyvad.graph.tflite_import import import_tflite
 

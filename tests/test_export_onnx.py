@@ -14,7 +14,8 @@ from reference_interpreter import dequantized, run
 
 from tinyvad.errors import InputError
 from tinyvad.export.onnx import to_onnx, to_onnx_qdq
-from tinyvad.graph.ir import Graph, GraphBuilder, Quantization, Tensor
+from tinyvad.graph.builder import GraphBuilder
+from tinyvad.graph.ir import Graph, Quantization, Tensor
 
 SHAPE = (1, 7, 6, 4)
 

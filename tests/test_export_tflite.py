@@ -15,7 +15,8 @@ from flatbuffers.number_types import Int32Flags
 from tinyvad.engines.litert import LitertEngine
 from tinyvad.errors import InputError
 from tinyvad.export.tflite import lower_pads, to_tflite
-from tinyvad.graph.ir import Graph, GraphBuilder, Quantization
+from tinyvad.graph.builder import GraphBuilder
+from tinyvad.graph.ir import Graph, Quantization
 from tinyvad.graph.tflite_file import read_tflite
 
 

@@ -8,7 +8,8 @@ from reference_interpreter import run
 
 from tinyvad.errors import InputError
 from tinyvad.graph import passes
-from tinyvad.graph.ir import Graph, GraphBuilder, Quantization
+from tinyvad.graph.builder import GraphBuilder
+from tinyvad.graph.ir import Graph, Quantization
 from tinyvad.graph.taps import default_layers, layer_table, resolve_layer, tap_candidates
 
 

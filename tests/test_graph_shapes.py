@@ -11,7 +11,8 @@ import reference_interpreter
 
 from tinyvad.errors import InputError
 from tinyvad.export.tflite import to_tflite
-from tinyvad.graph.ir import Graph, GraphBuilder, Node, Quantization, Tensor, node_macs
+from tinyvad.graph.builder import GraphBuilder
+from tinyvad.graph.ir import Graph, Node, Quantization, Tensor, node_macs
 from tinyvad.graph.shapes import Shape, infer_shape, infer_shapes, nearest_indices, window_size
 
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvad.graph.ir import Graph, GraphBuilder
+from tinyvad.graph.builder import GraphBuilder
+from tinyvad.graph.ir import Graph
 
 
 def divisible(channels: float, divisor: int = 8) -> int:

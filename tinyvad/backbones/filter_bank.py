@@ -38,7 +38,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvad.graph.ir import Graph, GraphBuilder
+from tinyvad.graph.builder import GraphBuilder
+from tinyvad.graph.ir import Graph
 
 MEAN = (128 / 255,) * 3
 STD = (64 / 255,) * 3

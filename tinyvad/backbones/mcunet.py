@@ -19,7 +19,8 @@ import numpy as np
 from tinyvad.backbones.blocks import classifier, conv_bn, inverted_residual
 from tinyvad.backbones.weights import with_weights
 from tinyvad.errors import InputError
-from tinyvad.graph.ir import Graph, GraphBuilder
+from tinyvad.graph.builder import GraphBuilder
+from tinyvad.graph.ir import Graph
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -11,7 +11,8 @@ import numpy as np
 
 from tinyvad.backbones.blocks import classifier, conv_bn, divisible, inverted_residual
 from tinyvad.backbones.weights import with_weights
-from tinyvad.graph.ir import Graph, GraphBuilder
+from tinyvad.graph.builder import GraphBuilder
+from tinyvad.graph.ir import Graph
 
 STAGES = (  # expansion, channels at width 1, blocks, stride of the first block
     (1, 16, 1, 1),

@@ -22,7 +22,8 @@ Kernels = Literal["reference", "default"]
 # Where LiteRT's reference kernels and TFLM part (tests/test_engines_litert.py shows both):
 # FULLY_CONNECTED rounds acc * (s_in * s_w / s_out) once, in double; TFLM rounds twice, in fixed point.
 # LOGISTIC is a table made in float; TFLM computes in fixed point: a few in a million values next to a tie differ.
-ROUNDED_OTHERWISE = ("FULLY_CONNECTED", "LOGISTIC")
+# MUL and RELU work out their factor in float32; TFLM in double.
+ROUNDED_OTHERWISE = ("FULLY_CONNECTED", "LOGISTIC", "MUL", "RELU")
 
 # ai_edge_litert is the successor of tflite_runtime, whose last wheels need NumPy 1
 _PACKAGES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")

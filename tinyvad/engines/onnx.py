@@ -41,17 +41,31 @@ class OnnxEngine:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         source = model if isinstance(model, bytes) else str(model)
+        what = "the model" if isinstance(model, bytes) else str(model)
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class of their own
-            what = "the model" if isinstance(model, bytes) else str(model)
-            raise InputError(f"onnxruntime does not accept {what}: {str(error).splitlines()[0]}") from error
-        self._input = self._session.get_inputs()[0].name
+            raise InputError(f"onnxruntime does not accept {what}: {' '.join(str(error).split())}") from error
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
+            raise InputError(f"{what} must have one float32 image input (N, C, H, W)")
+        self._input = inputs[0].name
+        _, channels, height, width = inputs[0].shape
+        self._expected = (height, width, channels)  # a name where the model leaves a size free
         self.outputs = [output.name for output in self._session.get_outputs()]
         self.threads = threads
 
     def features(self, images: np.ndarray) -> list[np.ndarray]:
-        """Tapped float32 maps (n, h, w, c) of (n, H, W, 3) float32 normalised images, in the model's output order."""
+        """Tapped float32 maps (n, h, w, c) of (n, H, W, 3) float32 normalised images, in the model's output order.
+
+        Raises:
+            InputError: the images' shape or dtype is not the network's, or there are none.
+        """
+        fits = images.ndim == 4 and all(
+            wanted == size for wanted, size in zip(self._expected, images.shape[1:]) if isinstance(wanted, int)
+        )
+        if not fits or images.dtype != np.float32 or len(images) == 0:
+            raise InputError(f"the network takes float32 images of {self._expected}, not {images.dtype} {images.shape}")
         with ThreadPoolExecutor(self.threads) as pool:
             results = list(pool.map(self._run, images))
         return [np.stack(maps) for maps in zip(*results, strict=True)]
@@ -69,24 +83,21 @@ def calibrate(engine: OnnxEngine, batches: Iterable[np.ndarray]) -> dict[str, Ch
     Raises:
         InputError: there was no image at all.
     """
-    lows: dict[str, list[np.ndarray]] = {name: [] for name in engine.outputs}
-    highs: dict[str, list[np.ndarray]] = {name: [] for name in engine.outputs}
-    means: dict[str, list[np.ndarray]] = {name: [] for name in engine.outputs}
+    lows: dict[str, np.ndarray] = {}
+    highs: dict[str, np.ndarray] = {}
+    sums: dict[str, np.ndarray] = {}
     count = 0
     for batch in batches:
         count += len(batch)
         for name, values in zip(engine.outputs, engine.features(batch), strict=True):
             flat = values.reshape(len(batch), -1, values.shape[-1])  # (n, h*w, C)
-            lows[name].append(flat.min((0, 1)))
-            highs[name].append(flat.max((0, 1)))
-            means[name].append(flat.mean(1, dtype=np.float64).sum(0))
+            low, high, total = flat.min((0, 1)), flat.max((0, 1)), flat.mean(1, dtype=np.float64).sum(0)  # (C,) each
+            lows[name] = np.minimum(lows.get(name, low), low)
+            highs[name] = np.maximum(highs.get(name, high), high)
+            sums[name] = sums.get(name, 0) + total
     if count == 0:
         raise InputError("calibration needs at least one good image")
     return {
-        name: ChannelStatistics(
-            np.min(lows[name], 0).astype(np.float64),
-            np.max(highs[name], 0).astype(np.float64),
-            np.sum(means[name], 0) / count,
-        )
+        name: ChannelStatistics(lows[name].astype(np.float64), highs[name].astype(np.float64), sums[name] / count)
         for name in engine.outputs
     }

@@ -10,9 +10,9 @@ Conventions (those of TFLite, so that nothing is translated twice):
 * padding is explicit, ``pads = (top, bottom, left, right)``; the pad value is real 0.0 (the zero point in int8)
 * ReLU and ReLU6 are an attribute ``activation`` of the op that produces the value
 
-=================== ============================== =======================================================
+=================== ============================== ============================================================
 op                  inputs                         attributes
-=================== ============================== =======================================================
+=================== ============================== ============================================================
 conv2d              x, weights, bias               stride (sh, sw), pads, dilation (dh, dw), activation
 depthwise_conv2d    x, weights, bias               stride, pads, dilation, activation
 fully_connected     x, weights, bias               activation
@@ -22,20 +22,19 @@ average_pool        x                              kernel, stride, pads, activat
 max_pool            x                              kernel, stride, pads, activation
 mean                x                              (over H and W, keeps dims)
 pad                 x                              pads
-resize_nearest      x                              size (H, W)
+resize_nearest      x                              size (H, W), align_corners, half_pixel_centers (default False)
 concat              x, y, ...                      axis 3
 reshape             x                              shape
 relu, relu6         x                              (only when they cannot be fused)
 logistic, hard_swish x
 quantize            x                              (uint8 or float32 in, int8 out; only at a graph's ends)
 dequantize          x
-=================== ============================== =======================================================
+=================== ============================== ============================================================
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,43 +164,3 @@ def node_macs(graph: Graph, node: Node) -> int:
     out_or_one, kernel_h, kernel_w, in_channels = graph.tensors[node.inputs[1]].shape
     per_output = kernel_h * kernel_w * (in_channels if node.op == "conv2d" else 1)
     return height * width * channels * per_output
-
-
-class GraphBuilder:
-    """Adds nodes one by one and infers their shapes; backbones and importers build with it.
-
-    Example::
-
-        b = GraphBuilder("net", (1, 224, 224, 3))
-        x = b.add("conv2d", [b.input, b.constant("w", w), b.constant("b", bias)], "stem", stride=(2, 2), ...)
-        graph = b.finish([x])
-    """
-
-    def __init__(self, name: str, input_shape: tuple[int, ...], input_name: str = "input") -> None:
-        self.graph = Graph(name, [input_name], [], [], {input_name: Tensor(input_name, tuple(input_shape))}, {})
-
-    @property
-    def input(self) -> str:
-        return self.graph.inputs[0]
-
-    def constant(self, name: str, value: np.ndarray) -> str:
-        self.graph.constants[name] = value
-        self.graph.tensors[name] = Tensor(name, tuple(value.shape), value.dtype.name)
-        return name
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.graph.tensors[name].shape
-
-    def add(self, op: str, inputs: Iterable[str], output: str, **attributes: Any) -> str:
-        from tinyvad.graph.shapes import infer_shape
-
-        node = Node(op, tuple(inputs), output, attributes)
-        shape = infer_shape(node, [self.graph.tensors[name].shape for name in node.inputs])
-        self.graph.nodes.append(node)
-        self.graph.tensors[output] = Tensor(output, shape)
-        return output
-
-    def finish(self, outputs: Iterable[str]) -> Graph:
-        self.graph.outputs = list(outputs)
-        self.graph.check()
-        return self.graph

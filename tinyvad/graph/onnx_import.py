@@ -24,7 +24,8 @@ from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from tinyvad.errors import InputError
-from tinyvad.graph.ir import Graph, GraphBuilder
+from tinyvad.graph.builder import GraphBuilder
+from tinyvad.graph.ir import Graph
 from tinyvad.graph.onnx_nodes import CONVERTERS, Conversion, OnnxNode, Unsupported, Value
 from tinyvad.graph.passes import normalise, prune, resolve_layer, truncate
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvad.graph.ir import GraphBuilder
+from tinyvad.graph.builder import GraphBuilder
 from tinyvad.graph.shapes import window_size
 
 FLOAT_TYPES = (1, 10, 11, 16)  # TensorProto's float, float16, double, bfloat16

@@ -16,11 +16,11 @@ The rules, all of them:
 * **Bias correction** (Nagel et al. 2019, section 4.2): the mean error that rounding the weights causes on the calibration
   images is taken off the bias.
 
-Why these figures, in signal to noise ratio of the int8 taps against the float ones on natural photographs (MCUNet-in3 at 96
-and 176 pixels, MobileNetV2-0.35 at 128; mean of the three taps): nearest rounding of the first convolution costs MCUNet
-1.0 to 2.3 dB and MobileNetV2 nothing. With scenes calibrated on crops of one photograph and tested with patches of others
-pasted in, headroom 1.5 and share 1/2 give 21.7 dB inside the patches, 1.25 and 0 give 18.2, and outside it costs 0.15 dB.
-Ranges clipped to the least squared error gain 0.3 dB on images like those of the calibration, and lose as much or
+Why these figures, in the signal to noise ratio of int8 taps against float ones, mean of three taps, natural photographs
+(MCUNet-in3 at 96 and 176 pixels, MobileNetV2-0.35 at 128): rounding the first convolution to the nearest costs MCUNet 1.3
+to 2.3 dB and MobileNetV2 nothing. Calibrated on crops of one photograph and tested with patches of others pasted in,
+headroom 1.5 and share 1/2 give 21.7 dB inside the patches where 1.25 and 0 give 18.2; on photographs like those of the
+calibration they cost 0.15 dB. Ranges clipped to the least squared error gain 0.3 dB on the latter and lose as much or
 more inside the patches: not done.
 
 Source of the arithmetic: TFLite's int8 quantisation specification.
