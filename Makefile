@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# what `make bench` measures on: a folder of categories and a float network with ImageNet weights
+DATA   ?= ../shared/data
+BACKBONE ?= ../shared/weights/mcunet_in3_imagenet_f32.onnx
 STAMP  := $(VENV)/.installed
 
 .PHONY: demo test test-slow lint types check bench wheel clean
@@ -30,7 +33,8 @@ bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[bench]"
 	$(BIN)/python benchmarks/bench_engine.py --out benchmarks/results/engine.md
 	$(BIN)/python benchmarks/bench_search.py --out benchmarks/results/search.md
-	$(BIN)/python benchmarks/methods_table.py --data ../shared/data --backbone ../shared/weights/mcunet_in3_imagenet_f32.onnx --out benchmarks/results
+	$(BIN)/python benchmarks/methods_table.py --data $(DATA) --backbone $(BACKBONE) --out benchmarks/results
+	$(BIN)/python benchmarks/build_table.py --data $(DATA) --backbone $(BACKBONE) --out benchmarks/results
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

@@ -319,3 +319,19 @@ def test_init_writes_settings_that_build_reads(part, tmp_path):
     (tmp_path / "tinyvad.toml").write_text(text)
     result = cli("build", "--project", tmp_path / "tinyvad.toml", "--image-size", "64", "--out", tmp_path / "b")
     assert result.returncode == 0, result.stderr
+
+
+def test_every_damaged_manifest_is_one_line(folder, tmp_path):
+    from tinyvad.model import read_manifest
+
+    whole = json.loads((folder / "manifest.json").read_text())
+    for key in whole:
+        for value in ("missing", None, 0, "x", [], {}, -1, True):
+            changed = {k: v for k, v in whole.items() if k != key} if value == "missing" else {**whole, key: value}
+            (tmp_path / "manifest.json").write_text(json.dumps(changed))
+            try:
+                manifest = read_manifest(tmp_path)
+            except InputError as error:
+                assert f"{key}" in str(error)
+            else:  # what is not read may be anything; what is read has its type
+                assert key in ("grid", "thresholds", "training") or isinstance(manifest[key], type(whole[key])) or value is None

@@ -29,6 +29,14 @@ def _verb(function: Callable[..., Any]) -> Callable[..., Any]:
         except TinyvadError as error:
             click.echo(f"tinyvad: {' '.join(str(error).split())}", err=True)
             sys.exit(error.exit_code)
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader of our output has left: nothing more to say, to nobody
+            sys.exit(1)
+        except OSError as error:
+            place = error.filename or "a temporary or output file"
+            reason = f"{error.strerror}; check space and permissions (TMPDIR moves temporary files)"
+            click.echo(f"tinyvad: {place}: {reason}", err=True)
+            sys.exit(2)
         except MemoryError:
             click.echo("tinyvad: out of memory; use fewer or smaller images, or a smaller --image-size", err=True)
             sys.exit(2)

@@ -205,7 +205,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise InputError(f"{path}: format {found!r}, this tinyvad reads {FORMAT!r}; make the build again")
+    _check_fields(path, "", manifest, _MANIFEST_FIELDS)
+    for name, facts in manifest["files"].items():
+        _check_fields(path, f"files.{name}.", facts, {"bytes": int, "sha256": str})
     return manifest
+
+
+# What a reader takes from a manifest: a type (or several), or the fields of an object.
+_MANIFEST_FIELDS: dict[str, Any] = {
+    "tinyvad": str,
+    "task": str,
+    "method": {"name": str, "settings": dict},
+    "backbone": {"layers": list, "input_quantization": {"scale": float, "zero_point": int}},
+    "preprocessing": {"height": int, "width": int, "mean": list, "std": list},
+    "target": (dict, type(None)),
+    "settings": {"frame": (str, type(None))},
+    "files": dict,
+}
+
+
+def _check_fields(path: Path, where: str, value: Any, fields: dict[str, Any]) -> None:
+    """Raise InputError for the first field that is missing or of another type."""
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: field {where.rstrip('.')} is {value!r}, expected an object; make the build again")
+    for name, kind in fields.items():
+        if name not in value:
+            raise InputError(f"{path}: field {where}{name} is missing; make the build again")
+        if isinstance(kind, dict):
+            _check_fields(path, f"{where}{name}.", value[name], kind)
+        elif not isinstance(value[name], kind) or isinstance(value[name], bool):
+            raise InputError(f"{path}: field {where}{name} is {value[name]!r}, of a wrong type; make the build again")
 
 
 def load(build: str | Path, engine: str = "int8") -> Model:
@@ -233,22 +262,19 @@ def load(build: str | Path, engine: str = "int8") -> Model:
             f"{bank_path} was fitted on backbone {bank.header.backbone_crc32:08x}, but {backbone_path.name} is {crc:08x}; "
             "use the files of one build"
         )
-    try:
-        preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
-        quantization = manifest["backbone"]["input_quantization"]
-        table = input_table(preprocessing.mean, preprocessing.std, quantization["scale"], quantization["zero_point"])
-        for tag in ("LUT ", "THRS"):
-            if tag not in bank.sections:
-                raise InputError(f"{bank_path}: section {tag} is missing; make the build again")
-        if not np.array_equal(bank.sections["LUT "], table):
-            raise CheckFailed(
-                f"{folder / MANIFEST}: preprocessing gives another input table than {bank_path.name} holds; "
-                "use the files of one build"
-            )
-        names = manifest["backbone"]["layers"]
-        embedding = Embedding.from_sections(bank.sections, bank.header.grid_size, names)
-        scorer = load_scorer(bank, embedding.depth)
-        return Model(manifest, preprocessing, table, embedding, scorer, open_engine(engine, folder), bank)
-    except KeyError as error:
-        raise InputError(f"{folder / MANIFEST}: field {error} is missing; make the build again") from error
+    preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
+    quantization = manifest["backbone"]["input_quantization"]
+    table = input_table(preprocessing.mean, preprocessing.std, quantization["scale"], quantization["zero_point"])
+    for tag in ("LUT ", "THRS"):
+        if tag not in bank.sections:
+            raise InputError(f"{bank_path}: section {tag} is missing; make the build again")
+    if not np.array_equal(bank.sections["LUT "], table):
+        raise CheckFailed(
+            f"{folder / MANIFEST}: preprocessing gives another input table than {bank_path.name} holds; "
+            "use the files of one build"
+        )
+    names = manifest["backbone"]["layers"]
+    embedding = Embedding.from_sections(bank.sections, bank.header.grid_size, names)
+    scorer = load_scorer(bank, embedding.depth)
+    return Model(manifest, preprocessing, table, embedding, scorer, open_engine(engine, folder), bank)
 
