@@ -16,9 +16,7 @@ from tinyvad.errors import CheckFailed
 from tinyvad.firmware_sim.memory import Arena, align
 from tinyvad.firmware_sim.targets import FLASH_KINDS, RAM_KINDS, Span, Target, spans
 
-CODE_BYTES = {  # flash of the code that runs a build, by core family; estimates, from vendors' published sizes
-    "interpreter": 64 * 1024,
-}
+CODE_BYTES = 64 * 1024  # flash of interpreter, kernels and scorer: an estimate, from vendors' published sizes
 FRAME_FORMATS = {"rgb888": 3, "rgb565": 2, "grey": 1}  # bytes a pixel
 
 
@@ -109,7 +107,7 @@ def ram_items(arena: Arena, scorer_bytes: int, target: Target, frame: str | None
     items = [
         Item("arena", align(head.nbytes) + tail_bytes, "modelled",
              f"head {arena.head_bytes:,} B {arena.head_kind} + TFLM's persistent tail {tail_bytes:,} B modelled"),
-        Item("scorer", scorer_bytes, "exact", "one cell's vectors, tables and the score map"),
+        Item("scorer", scorer_bytes, "modelled", "one cell's vectors, tables and the score map"),
         Item("stack", target.reserve.stack, "estimated", "reserve of the target preset"),
     ]  # fmt: skip
     if target.reserve.ram:
@@ -124,7 +122,7 @@ def flash_items(model_bytes: int, bank_bytes: int, target: Target) -> list[Item]
     return [
         Item("backbone.tflite", model_bytes, "exact", "weights, biases and the graph, read in place"),
         Item("bank.tvb", bank_bytes, "exact", "memory bank, read in place"),
-        Item("code", CODE_BYTES["interpreter"], "estimated", "TFLM interpreter, its kernels and the scorer"),
+        Item("code", CODE_BYTES, "estimated", "TFLM interpreter, its kernels and the scorer"),
         Item("start-up and application", target.reserve.flash, "estimated", "reserve of the target preset"),
     ]
 

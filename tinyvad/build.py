@@ -53,7 +53,7 @@ from tinyvad.graph.tflite_import import import_tflite
 from tinyvad.images import Dataset, Preprocessing, apply_table, find_datasets, input_table, load_images
 from tinyvad.metrics import f1_max
 from tinyvad.model import BACKBONES, BANKS, FORMAT, MANIFEST, Model, batches, load
-from tinyvad.project import Project
+from tinyvad.project import Project, make_project
 from tinyvad.report.html import write_report
 from tinyvad.sizing import choose_size
 from tinyvad.verify import SAMPLES, verify
@@ -62,6 +62,7 @@ from tinyvad.version import __version__
 CALIBRATION_IMAGES = 64
 SAMPLE_IMAGES = 8
 SELF_TEST_CELLS = 4
+REPORTS = ("report.json", "report.html")
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
@@ -100,10 +101,14 @@ def build(project: Project, progress: Progress | None = None) -> list[Built]:
             raise InputError(f"{project.data} has no category {project.category}; it has {', '.join(names)}")
         datasets = [dataset for dataset in datasets if dataset.name == project.category]
     target = load_target(project.target) if project.target is not None else None
+    several = len(datasets) > 1
+    for dataset in datasets:
+        if several and Path(dataset.name).name != dataset.name:
+            raise InputError(f"{dataset.root}: category {dataset.name!r} is no plain folder name; rename it")
+        _check_out(project.out / dataset.name if several else project.out)
     layers = list(project.layers) if project.layers else None
     backbone = open_backbone(project.backbone, layers, project.weights, project.mean, project.std)
     size = choose_size(project, backbone, target)
-    several = len(datasets) > 1
     return [
         _Build(project, dataset, target, backbone, size, progress or (lambda stage, done, total: None)).run(
             project.out / dataset.name if several else project.out
@@ -120,8 +125,24 @@ def fit(images: str | Path, out: str | Path = "build", **settings: Any) -> Model
         out: where the build goes.
         settings: fields of ``Project``: method, backbone, target, image_size, ...
     """
-    built = build(replace(Project(data=Path(images), out=Path(out)), **settings))
+    built = build(make_project({"data": str(images), "out": str(out), **settings}))
     return load(built[0].folder)
+
+
+def _check_out(out: Path) -> None:
+    """Before any work: a build replaces nothing but an empty folder or an earlier build that nobody added files to.
+
+    Raises:
+        InputError: ``out`` is a file, or holds something that a build does not write.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file, not a folder; choose another --out")
+    ours = {MANIFEST, *BACKBONES.values(), *BANKS.values(), *REPORTS}
+    for path in sorted(out.rglob("*")) if out.is_dir() else []:
+        name = path.relative_to(out)
+        if name.as_posix() in ours or (name.parts[0] == SAMPLES and (path.is_dir() or path.suffix == ".png")):
+            continue
+        raise InputError(f"{out} holds {name}, which is no part of a build; choose an empty or new --out")
 
 
 class _Build:
@@ -230,7 +251,9 @@ class _Build:
         tell = lambda done, total: self.tell(f"fit ({name})", done, total)  # noqa: E731
         scorer, held_out = fitting.fit_and_hold_out(store, embedding, self.plan, copies, tell)
         first = next(iter(store.embeddings(embedding, np.arange(1))))[0]  # (H, W, D)
-        threshold = fitting.threshold_of(held_out, self.project.quantile)
+        # images that hardly differ make every fold's scores alike: the images that were fitted must pass as well
+        seen = fitting.image_scores(scorer, store.embeddings(embedding))
+        threshold = max(fitting.threshold_of(scores, self.project.quantile) for scores in (held_out, seen))
         return Fitted(embedding, scorer, held_out, first, threshold, rule)
 
     def finish(self, folder: Path, files: dict[str, bytes], fitted: dict[str, Fitted]) -> dict[str, Any]:
@@ -247,7 +270,7 @@ class _Build:
             ram = budgets.ram_items(plan, exact.scorer.ram_bytes(self.plan.grid), self.target, self.project.frame)
             flash = budgets.flash_items(len(files["int8"]), bank_bytes, self.target)
             budget = budgets.make_budget(self.target, ram, flash)
-            budget.check("use a smaller --image-size, a smaller --bank-bytes or a larger --target")
+            budget.check("use a smaller --image-size, --grid or --bank-bytes, or a larger --target")
         manifest = _read_json(folder / MANIFEST)
         verification = verify(folder, progress=lambda done, total: self.tell("compare engines", done, total))
         if not verification["ok"]:
@@ -257,8 +280,9 @@ class _Build:
         facts = BuildFacts(manifest, self.dataset, self.engine.graph, plan, budget, self.target, exact.held_out,
                            self.skipped, verification)  # fmt: skip
         report = make_report(facts, model, evaluation)
-        _write_json(folder / "report.json", report)
-        write_report(folder / "report.html", report, make_cases(model, evaluation, self.dataset))
+        _write_json(folder / REPORTS[0], report)
+        write_report(folder / REPORTS[1], report, make_cases(model, evaluation, self.dataset))
+        _write_json(folder / MANIFEST, {**manifest, "files": _hashes(folder)})
         return report
 
     def write_banks(self, folder: Path, files: dict[str, bytes], fitted: dict[str, Fitted]) -> None:

@@ -89,7 +89,11 @@ class _OneLineErrors(click.Group):
             return super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.UsageError as error:
             verb = error.ctx.command_path if error.ctx is not None else "tinyvad"
-            click.echo(f"tinyvad: {' '.join(error.format_message().split())}; see `{verb} --help`", err=True)
+            if error.ctx is not None and error.format_message() == error.ctx.get_help():
+                click.echo(error.format_message(), err=True)  # no verb at all: the help is the answer
+            else:
+                message = " ".join(error.format_message().split()).rstrip(".")
+                click.echo(f"tinyvad: {message}; see `{verb} --help`", err=True)
             sys.exit(2)
         except click.Abort:
             click.echo("tinyvad: interrupted", err=True)
@@ -287,7 +291,7 @@ def _save_overlay(model: Any, prediction: Any, folder: Path, number: int) -> Non
     from tinyvad.report.pictures import save_overlay, scale_limit
 
     image = model.preprocessing.uint8_input(prediction.image_path)
-    name = f"{number:05d}_{prediction.image_path.stem}.png"
+    name = f"{number:05d}_{prediction.image_path.stem[:60]}.png"
     limit = scale_limit(model.threshold_score, [])
     save_overlay(folder / name, image, prediction.anomaly_map, model.threshold_score, limit, prediction.pred_mask)
 
@@ -320,6 +324,7 @@ def profile(
     from tinyvad.profiling import render
 
     problems, value = measure(build_folder, target, frame, baseline, max_growth)
+    value["problems"] = problems
     click.echo(render(value, "json" if as_json else form))
     for problem in problems:
         click.echo(f"tinyvad: {problem}", err=True)
@@ -368,7 +373,10 @@ def inspect(file: Path, as_json: bool) -> None:
 @json_option
 @_verb
 def targets(as_json: bool) -> None:
-    """Chips and boards with their memory, and aliases."""
+    """Chips and boards with their memory, and aliases.
+
+    Example: tinyvad targets --json
+    """
     from tinyvad.inspection import targets_table
 
     value, text = targets_table()
@@ -380,7 +388,10 @@ def targets(as_json: bool) -> None:
 @json_option
 @_verb
 def backbones(file: Path | None, as_json: bool) -> None:
-    """Backbones by name; with FILE (.onnx, .tflite), the layers of that network that can be tapped."""
+    """Backbones by name; with FILE (.onnx, .tflite), the layers of that network that can be tapped.
+
+    Example: tinyvad backbones model.onnx
+    """
     from tinyvad.inspection import backbones_table
 
     value, text = backbones_table(file)
@@ -391,7 +402,10 @@ def backbones(file: Path | None, as_json: bool) -> None:
 @json_option
 @_verb
 def methods(as_json: bool) -> None:
-    """Detectors."""
+    """Detectors.
+
+    Example: tinyvad methods
+    """
     from tinyvad.detectors import METHODS
 
     _emit(as_json, METHODS, "\n".join(f"{name:<16} {text}" for name, text in METHODS.items()))

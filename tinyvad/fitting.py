@@ -36,6 +36,7 @@ FEWEST_FOR_GAUSSIANS = 5
 FOLDS = 5
 LEAVE_ONE_OUT_UP_TO = 10
 QUANTILE = 0.99
+LARGEST_SCORE = (1 << 32) - 1
 BATCH = 64
 BANK_OVERHEAD = 4096  # header, section table, taps, input table, thresholds, golden vectors and names
 DEFAULT_BANK_BYTES = 4 << 20  # where neither a target nor the user sets a limit
@@ -279,7 +280,7 @@ def image_scores(scorer: Scorer, embeddings: Iterable[np.ndarray]) -> np.ndarray
 
 
 def threshold_of(scores: np.ndarray, quantile: float = QUANTILE) -> int:
-    """The smallest integer that at most a share of 1 - quantile of the held-out good images reaches."""
+    """The smallest integer that at most a share of 1 - quantile of the good images reaches (at most the largest score)."""
     ordered = np.sort(scores)[::-1]
     allowed = int((1 - quantile) * len(scores) + 1e-9)
-    return int(ordered[allowed]) + 1
+    return min(int(ordered[allowed]) + 1, LARGEST_SCORE)

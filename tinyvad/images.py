@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import stat
 import threading
 import warnings
 from collections import deque
@@ -99,6 +100,8 @@ def read_mask(path: str | Path) -> np.ndarray:
 def _decode(path: str | Path) -> tuple[Image.Image, str]:
     """The first frame, decoded and upright, and the file's own pixel layout, such as 'RGB;16B'."""
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait for ever
+            raise InputError(f"cannot read {path}: it is not a regular file; replace or remove it")
         with Path(path).open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise InputError(f"{path} is empty (0 bytes): replace or remove it")

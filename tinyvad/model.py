@@ -107,16 +107,14 @@ class Model:
         Raises:
             InputError: an image that can't be read, by name.
         """
-        single = isinstance(images, (str, Path)) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        single = isinstance(images, (str, Path)) or (isinstance(images, np.ndarray) and images.ndim in (2, 3))
         sources: Sequence[Any] = [images] if single else images  # type: ignore[list-item, assignment]
-        if all(isinstance(source, (str, Path)) for source in sources):
-            results = list(self.stream([Path(source) for source in sources]))
-        else:
-            results = [self._finish(None, grid) for grid in self.grid_maps(self._arrays(sources))]
+        results = []
+        for batch in batches(sources):
+            grids = self.grid_maps(np.stack([self.preprocessing.uint8_input(source) for source in batch]))
+            for source, grid in zip(batch, grids, strict=True):
+                results.append(self._finish(Path(source) if isinstance(source, (str, Path)) else None, grid))
         return results[0] if single else results
-
-    def _arrays(self, sources: Sequence[Any]) -> np.ndarray:
-        return np.stack([self.preprocessing.uint8_input(source) for source in sources])
 
     def stream(
         self, paths: Sequence[Path], on_error: str = "stop", skipped: list[tuple[Path, str]] | None = None
@@ -217,6 +215,7 @@ _MANIFEST_FIELDS: dict[str, Any] = {
     "task": str,
     "method": {"name": str, "settings": dict},
     "backbone": {"layers": list, "input_quantization": {"scale": float, "zero_point": int}},
+    "thresholds": {"int8": {"raw": int}},
     "preprocessing": {"height": int, "width": int, "mean": list, "std": list},
     "target": (dict, type(None)),
     "settings": {"frame": (str, type(None))},

@@ -57,9 +57,11 @@ def profile(
         },
         "latency": estimate(macs, target) if "cmsis_nn" in target.mac_per_cycle else None,
     }
-    problems = [f"{problem}: rebuild with a smaller --image-size or --bank-bytes" for problem in budget.problems]
+    remedy = "use a smaller --frame, or rebuild with a smaller --image-size, --bank-bytes or --grid"
+    problems = [f"{problem}: {remedy}" for problem in budget.problems]
     if baseline is not None:
-        problems += formats.compare(value, _read_baseline(baseline), _fraction(max_growth))
+        value["growth"] = formats.compare(value, _read_baseline(baseline), _fraction(max_growth))
+        problems += value["growth"]
     return problems, value
 
 
@@ -89,6 +91,6 @@ def _fraction(text: str) -> float:
         value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         value = -1.0
-    if value < 0:
+    if value < 0 or (value > 1 and not text.endswith("%")):
         raise InputError(f"--max-growth {text!r}: write a share such as 3% or 0.03")
     return value

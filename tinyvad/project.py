@@ -119,6 +119,11 @@ def load_project(file: Path | None, flags: dict[str, Any]) -> Project:
 
 
 _KINDS: dict[str, str] = {field.name: str(field.type) for field in dataclasses.fields(Project)}
+def make_project(settings: dict[str, Any]) -> Project:
+    """A ``Project`` from plain values, the same as in tinyvad.toml. Raises InputError naming the one that is wrong."""
+    return Project(**{key: _converted(None, key, value) for key, value in settings.items() if value is not None})
+
+
 _FILES = (".onnx", ".tflite", ".toml")  # a backbone or target that ends so is a file, anything else a name
 
 

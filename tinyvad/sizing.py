@@ -52,8 +52,10 @@ def choose_size(project: Project, backbone: Backbone, target: Target | None) -> 
     budget = ram_budget(backbone.graph_at(size), target, project.frame)
     if budget.problems:
         smaller = _largest_fitting(backbone, target, project.frame)
-        first = f"--image-size {smaller} or less, " if smaller is not None else ""
-        budget.check(f"use {first}{_other_target(backbone, size, project)}or a smaller --backbone")
+        remedies = [] if smaller is None else [f"--image-size {smaller} or less"]
+        remedies += ["a smaller --frame"] if project.frame is not None else []
+        remedies += _other_target(backbone, size, project)
+        budget.check("use " + ", ".join(remedies) + (", or " if remedies else "") + "a smaller --backbone")
     return size
 
 
@@ -61,9 +63,9 @@ def _largest_fitting(backbone: Backbone, target: Target, frame: str | None) -> i
     return next((s for s in SIZES if not ram_budget(backbone.graph_at(s), target, frame).problems), None)
 
 
-def _other_target(backbone: Backbone, size: int, project: Project) -> str:
-    """'--target NAME, ' of the preset with the least RAM on which this size fits, or nothing."""
+def _other_target(backbone: Backbone, size: int, project: Project) -> list[str]:
+    """'--target NAME' of the preset with the least RAM on which this size fits, if there is one."""
     for target in sorted(list_targets(), key=lambda target: target.ram_bytes):
         if not ram_budget(backbone.graph_at(size), target, project.frame).problems:
-            return f"--target {target.name}, "
-    return ""
+            return [f"--target {target.name}"]
+    return []

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from tinyvad.engines import open_engine
-from tinyvad.errors import InputError
-from tinyvad.images import Preprocessing, apply_table, find_datasets, load_images
-from tinyvad.model import BATCH, Model, load, read_manifest
+from tinyvad.errors import CheckFailed, InputError, TinyvadError
+from tinyvad.images import Preprocessing, apply_table, find_datasets, load_images, read_image
+from tinyvad.model import BACKBONES, BANKS, BATCH, Model, load, read_manifest
 
 ORACLES = ("litert", "tflm")
 SAMPLES = "samples"
@@ -27,8 +26,9 @@ SAMPLES = "samples"
 def sample_images(build: Path, manifest: dict[str, Any]) -> np.ndarray:
     """(n, S, S, 3) uint8: the few images that the build keeps, and four rendered ones at the ends of the range."""
     size = manifest["preprocessing"]["height"], manifest["preprocessing"]["width"]
-    files = sorted((build / SAMPLES).glob("*.png"))
-    real = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    changed = changed_files(build, manifest)
+    names = [name for name in sorted(manifest["files"]) if name.startswith(f"{SAMPLES}/") and name not in changed]
+    real = [read_image(build / name) for name in names]
     ramp = np.add.outer(np.arange(size[0]), np.arange(size[1]))[..., None] * np.array([1, 2, 3])
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3))
     rendered = [np.zeros((*size, 3)), np.full((*size, 3), 255), ramp % 256, noise]
@@ -48,14 +48,20 @@ def verify(
         ``ok``, ``n_images``, ``engines`` (a dict each), ``bank_self_test``, ``files_changed``, ``problems`` (a line each).
     """
     manifest = read_manifest(build)
-    model = load(build)
+    try:
+        model = load(build)
+    except CheckFailed as error:
+        return {"ok": False, "n_images": 0, "taps": [], "engines": {}, "bank_self_test": "not run", "files_changed": [],
+                "problems": [str(error)]}  # fmt: skip
     if images is None:
         images = sample_images(build, manifest)
     changed = changed_files(build, manifest)
-    golden = bank_self_test(model)
     problems = [f"{name} was changed after the build" for name in changed]
-    if golden:
-        problems.append(f"bank self-test: {golden} golden scores differ")
+    self_test = bank_self_test(model)
+    if self_test != "passed":
+        problems.append(f"bank self-test {self_test}")
+    if manifest["thresholds"]["int8"]["raw"] != model.threshold:
+        problems.append(f"manifest.json says threshold {manifest['thresholds']['int8']['raw']}, the bank {model.threshold}")
     taps = [np.concatenate(parts) for parts in zip(*(model.taps(chunk) for chunk in _chunks(images)), strict=True)]
     scores = model.scorer.score(model.embedding.integer(taps))
     engines: dict[str, Any] = {"int8": {"status": "reference"}}
@@ -71,7 +77,7 @@ def verify(
         "n_images": len(images),
         "taps": [tap.name for tap in model.embedding.taps],
         "engines": engines,
-        "bank_self_test": "passed" if not golden else "failed",
+        "bank_self_test": self_test,
         "files_changed": changed,
         "problems": problems,
     }
@@ -79,7 +85,7 @@ def verify(
 
 def changed_files(build: Path, manifest: dict[str, Any]) -> list[str]:
     """Files of the manifest that are missing or have another SHA-256."""
-    changed = []
+    changed = [name for name in (*BACKBONES.values(), *BANKS.values()) if name not in manifest["files"]]
     for name, facts in manifest["files"].items():
         try:
             digest = hashlib.sha256((build / name).read_bytes()).hexdigest()
@@ -90,18 +96,18 @@ def changed_files(build: Path, manifest: dict[str, Any]) -> list[str]:
     return changed
 
 
-def bank_self_test(model: Model) -> int:
-    """Number of the bank's golden patch vectors (TEST) whose score is not the stored one (GOLD)."""
+def bank_self_test(model: Model) -> str:
+    """'passed' if the bank's golden patch vectors (TEST) have the stored scores (GOLD), 'failed', or 'not stored'."""
     vectors, expected = model.bank.sections.get("TEST"), model.bank.sections.get("GOLD")
     if vectors is None or expected is None:
-        return 0
+        return "not stored"
     height, width = model.embedding.grid
     wrong = 0
     for vector, (_, position, score) in zip(vectors, expected, strict=True):
         cells = np.zeros((1, height, width, len(vector)), np.int8)
         cells[0, position // width, position % width] = vector
         wrong += int(model.scorer.score(cells)[0, position // width, position % width] != score)
-    return wrong
+    return "failed" if wrong else "passed"
 
 
 def _chunks(images: np.ndarray) -> list[np.ndarray]:
@@ -154,7 +160,7 @@ def _first_difference(model: Model, engine: Any, image: np.ndarray) -> str:
 def _compare_float(build: Path, images: np.ndarray, exact: Model, scores: np.ndarray) -> dict[str, Any]:
     try:
         model = load(build, "onnx")
-    except InputError as error:
+    except TinyvadError as error:
         return {"status": "not run", "reason": str(error)}
     maps = np.concatenate([model.grid_maps(chunk) for chunk in _chunks(images)])
     mine, theirs = scores.max((1, 2)), maps.max((1, 2))
@@ -198,5 +204,11 @@ def summary(result: dict[str, Any]) -> str:
             detail = f"scores within {worst:.1%} of int8, {facts['differing_verdicts']} verdicts differ"
         lines.append(f"  {name:<7} {facts['status']:<10} {detail}")
     lines.append(f"  bank self-test {result['bank_self_test']}; {len(result['files_changed'])} files changed")
-    lines.append("verified" if result["ok"] else f"FAILED: {'; '.join(result['problems'])}")
+    compared = [name for name, facts in result["engines"].items() if facts["status"] == "equal"]
+    if not result["ok"]:
+        lines.append(f"FAILED: {'; '.join(result['problems'])}")
+    elif compared:
+        lines.append(f"verified: the network's integers are equal in int8, {', '.join(compared)}")
+    else:
+        lines.append("nothing was compared: pip install 'tinyvad[litert,sim]'; files and bank are whole")
     return "\n".join(lines)

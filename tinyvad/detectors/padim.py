@@ -31,6 +31,7 @@ from tinyvad.detectors.triangular import (
 from tinyvad.errors import InputError
 
 EPSILON = 0.01
+VARIANCE_FLOOR = 1e-4  # real units; far below any direction that moves, it keeps good images that are all the same usable
 
 
 class Padim:
@@ -172,7 +173,7 @@ class PadimCompact:
         lam, vectors = lam[::-1][: self.dimensions], vectors[:, ::-1][:, : self.dimensions]
         # an eigenvector's sign is arbitrary: make its largest entry positive, so that every machine stores the same
         signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])])
-        lam = np.maximum(lam, 1e-9)
+        lam = np.maximum(lam, VARIANCE_FLOOR)
         u = steps[:, None] * vectors * signs / np.sqrt(lam)
         return u, lam, self.statistics_.mean.mean((0, 1)), np.trace(pooled) / len(steps)
 

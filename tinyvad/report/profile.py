@@ -192,6 +192,9 @@ def to_junit(report: dict[str, Any]) -> str:
         over = used > available
         lines = [line for line in problems if "flash" in line] or [f"flash {size(used)} > {size(available)}"]
         cases.append(("flash", "\n".join(lines) if over else ""))
+    grown = [_flat(line) for line in report.get("growth") or []]
+    if "growth" in report:
+        cases.append(("growth over the baseline", "\n".join(grown)))
     told = "\n".join(failure for _, failure in cases if failure)
     rest = [line for line in problems if line not in told]
     if rest or (budget.get("fits") is False and not told):
