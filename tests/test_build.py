@@ -399,10 +399,17 @@ def test_verify_copes_with_damaged_samples_and_manifest(folder, tmp_path):
 
 
 def test_a_pipe_among_the_images_is_refused(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    result = cli("build", "--data", tmp_path, "--target", "cortex-m7", "--out", tmp_path / "b")
+    (tmp_path / "data").mkdir()
+    os.mkfifo(tmp_path / "data" / "pipe.png")
+    result = cli("build", "--data", tmp_path / "data", "--target", "cortex-m7", "--out", tmp_path / "b")
     assert result.returncode == 2
     assert "not a regular file" in result.stderr
+
+
+def test_a_build_inside_the_images_is_refused(part):
+    result = cli("build", "--data", part, "--target", "cortex-m7", "--out", part / "train" / "b")
+    assert result.returncode == 2
+    assert "beside it" in result.stderr
 
 
 def test_no_verb_prints_the_help():

@@ -105,7 +105,7 @@ def build(project: Project, progress: Progress | None = None) -> list[Built]:
     for dataset in datasets:
         if several and Path(dataset.name).name != dataset.name:
             raise InputError(f"{dataset.root}: category {dataset.name!r} is no plain folder name; rename it")
-        _check_out(project.out / dataset.name if several else project.out)
+        _check_out(project.out / dataset.name if several else project.out, project.data)
     layers = list(project.layers) if project.layers else None
     backbone = open_backbone(project.backbone, layers, project.weights, project.mean, project.std)
     size = choose_size(project, backbone, target)
@@ -129,12 +129,14 @@ def fit(images: str | Path, out: str | Path = "build", **settings: Any) -> Model
     return load(built[0].folder)
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, data: Path) -> None:
     """Before any work: a build replaces nothing but an empty folder or an earlier build that nobody added files to.
 
     Raises:
-        InputError: ``out`` is a file, or holds something that a build does not write.
+        InputError: ``out`` is a file, lies in the folder of images, or holds something that a build does not write.
     """
+    if out.resolve().is_relative_to(data.resolve()):
+        raise InputError(f"{out} lies in {data}, whose pictures the next build would read; choose an --out beside it")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, not a folder; choose another --out")
     ours = {MANIFEST, *BACKBONES.values(), *BANKS.values(), *REPORTS}

@@ -119,7 +119,10 @@ def _tappable(path: Path) -> Shown:
     from tinyvad.graph.taps import default_layers, tap_candidates
 
     graph = open_network(path)
-    defaults = default_layers(graph)
+    try:
+        defaults = default_layers(graph)
+    except InputError:  # no block end at the usual strides: the layers can be named all the same
+        defaults = []
     rows = [candidate._asdict() for candidate in tap_candidates(graph)]
     lines = [f"{path}: layers that --layers can name (* = default), at {graph.tensors[graph.inputs[0]].shape[1]} px"]
     for index, r in enumerate(rows):

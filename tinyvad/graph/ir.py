@@ -42,8 +42,6 @@ import numpy as np
 
 from tinyvad.errors import InputError
 
-ACTIVATIONS = ("none", "relu", "relu6")
-
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
@@ -161,6 +159,6 @@ def node_macs(graph: Graph, node: Node) -> int:
     if node.op not in ("conv2d", "depthwise_conv2d"):
         return 0
     _, height, width, channels = graph.tensors[node.output].shape
-    out_or_one, kernel_h, kernel_w, in_channels = graph.tensors[node.inputs[1]].shape
+    _, kernel_h, kernel_w, in_channels = graph.tensors[node.inputs[1]].shape
     per_output = kernel_h * kernel_w * (in_channels if node.op == "conv2d" else 1)
     return height * width * channels * per_output

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 
 from tinyvad.errors import InputError
-from tinyvad.graph.ir import Graph, Node
+from tinyvad.graph.ir import Node
 
 Shape = tuple[int, ...]
 
@@ -91,15 +90,3 @@ def infer_shape(node: Node, inputs: list[Shape]) -> Shape:
     if op in ("batch_norm", "relu", "relu6", "logistic", "hard_swish", "quantize", "dequantize"):
         return x
     raise InputError(f"unknown operation {op} (tensor {node.output})")
-
-
-def infer_shapes(graph: Graph, input_shape: Shape | None = None) -> Graph:
-    """The same graph with every activation's shape computed anew, for another input size if one is given."""
-    tensors = dict(graph.tensors)
-    if input_shape is not None:
-        name = graph.inputs[0]
-        tensors[name] = dataclasses.replace(tensors[name], shape=tuple(input_shape))
-    for node in graph.nodes:
-        shape = infer_shape(node, [tensors[name].shape for name in node.inputs])
-        tensors[node.output] = dataclasses.replace(tensors[node.output], shape=shape)
-    return graph.copy(tensors=tensors)
