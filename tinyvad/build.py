@@ -103,7 +103,7 @@ def build(project: Project, progress: Progress | None = None) -> list[Built]:
     target = load_target(project.target) if project.target is not None else None
     several = len(datasets) > 1
     for dataset in datasets:
-        if several and Path(dataset.name).name != dataset.name:
+        if several and (Path(dataset.name).name != dataset.name or dataset.name in (".", "..")):
             raise InputError(f"{dataset.root}: category {dataset.name!r} is no plain folder name; rename it")
         _check_out(project.out / dataset.name if several else project.out, project.data)
     layers = list(project.layers) if project.layers else None
