@@ -12,15 +12,13 @@ Images are random. Nothing is written without --out.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 
 from tinyvad.engines.int8 import Int8Engine
 from tinyvad.engines.litert import LitertEngine
@@ -83,7 +81,7 @@ def table(model: Path, engines: dict[str, Any], seconds: dict[str, list[float]])
         "",
         f"{model.name}, {graph.tensors[graph.inputs[0]].shape[1:]}, {graph.macs() / 1e6:.1f} million MACs; "
         f"one thread a side, {rounds} interleaved rounds of one image.",
-        machine(),
+        machine(("numpy", "numba", "ai-edge-litert", "tflite-micro")) + ".",
         "",
         "| side | ms: best, median | time / int8's: min, median, max |",
         "|---|---|---|",
@@ -99,22 +97,6 @@ def table(model: Path, engines: dict[str, Any], seconds: dict[str, list[float]])
         verdict = "met" if ratio >= GOAL else "missed"
         lines += ["", f"Goal: {GOAL:g} times as fast as the reference kernels: {verdict} ({ratio:.1f} in the median)."]
     return "\n".join([*lines, "", "    python benchmarks/bench_engine.py --out benchmarks/results/engine.md", ""])
-
-
-def machine() -> str:
-    """One line: processor, cores, versions."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = found[0] if found else name
-    parts = [name, f"{os.cpu_count()} cores", f"Python {platform.python_version()}"]
-    for package in ("numpy", "numba", "ai-edge-litert", "tflite-micro"):
-        try:
-            parts.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            parts.append(f"no {package}")
-    return ", ".join(parts) + "."
 
 
 def main() -> None:

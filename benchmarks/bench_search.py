@@ -14,15 +14,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from machine import machine
 
 ROWS, DEPTH, TAKEN = 50_000, 256, 1000
 QUERIES, BANK = 784, 10_000
@@ -154,22 +153,6 @@ class Side:
         self.process.communicate()
 
 
-def machine() -> str:
-    """One line: processor, cores, versions."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = found[0] if found else name
-    parts = [name, f"{os.cpu_count()} cores", f"Python {platform.python_version()}"]
-    for package in ("numpy", "numba", "faiss-cpu", "anomalib"):
-        try:
-            parts.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            parts.append(f"no {package}")
-    return ", ".join(parts)
-
-
 def compare(task: str, rounds: int, threads: int) -> list[str]:
     """Markdown lines of one task."""
     what, names = TASKS[task]
@@ -203,7 +186,8 @@ def main() -> None:
         task, side = arguments.work
         work(task, side, arguments.threads)
         return
-    lines = [f"{machine()}; {arguments.threads} threads a side, {arguments.rounds} rounds", ""]
+    here = machine(("numpy", "numba", "faiss-cpu", "anomalib"))
+    lines = [f"{here}; {arguments.threads} threads a side, {arguments.rounds} rounds", ""]
     for task in TASKS:
         if arguments.only is None or task.startswith(arguments.only):
             lines += compare(task, arguments.rounds, arguments.threads)

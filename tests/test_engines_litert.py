@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from integer_interpreter import fixed_point, shifted
 
 from tinyvad.engines.litert import LitertEngine
 from tinyvad.engines.tflm import TflmEngine, ample_arena
@@ -29,27 +30,9 @@ pytest.importorskip("tflite_micro", reason="needs TFLM")
 Scale = tuple[float, int]  # scale, zero point
 
 
-def fixed_point(factor: float) -> tuple[int, int]:
-    """``factor`` as multiplier * 2**(shift - 31), multiplier in [2**30, 2**31)."""
-    fraction, shift = math.frexp(factor)
-    multiplier = math.floor(fraction * (1 << 31) + 0.5)
-    if multiplier == 1 << 31:
-        multiplier, shift = multiplier // 2, shift + 1
-    return (0, 0) if shift < -31 else (multiplier, shift)
-
-
 def requantized(acc: np.ndarray, factor: float) -> np.ndarray:
     """acc * factor, rounded twice: to the high 32 bits of the doubled product, then by the right shift."""
     return shifted(np.asarray(acc, np.int64), *fixed_point(factor))
-
-
-def shifted(acc: np.ndarray, multiplier: int, shift: int) -> np.ndarray:
-    product = (acc << max(shift, 0)) * multiplier
-    nudge = np.where(product >= 0, 1 << 30, 1 - (1 << 30))
-    high = np.sign(product + nudge) * (np.abs(product + nudge) >> 31)  # C's division truncates towards zero
-    right = max(-shift, 0)
-    remainder, threshold = high & ((1 << right) - 1), (((1 << right) - 1) >> 1) + (high < 0)
-    return (high >> right) + (remainder > threshold)
 
 
 def clamped(values: np.ndarray, out: Scale, activation: str) -> np.ndarray:

@@ -34,7 +34,7 @@ from tinyvad.backbones.source import Backbone, open_backbone
 from tinyvad.bank import Header, pack_meta, write_bank
 from tinyvad.build_report import BuildFacts, make_cases, make_report
 from tinyvad.detectors import Scorer
-from tinyvad.embedding import Embedding
+from tinyvad.embedding import Embedding, on_grid
 from tinyvad.engines import Engine, threads
 from tinyvad.engines.int8 import Int8Engine
 from tinyvad.engines.onnx import OnnxEngine, calibrate
@@ -46,7 +46,7 @@ from tinyvad.files import new_folder, write_bytes, write_text
 from tinyvad.firmware_sim import budget as budgets
 from tinyvad.firmware_sim.memory import arena
 from tinyvad.firmware_sim.targets import Target, load_target
-from tinyvad.graph.ir import Graph, Tensor
+from tinyvad.graph.ir import Graph
 from tinyvad.graph.quantize import ChannelStatistics, affine_range, equalize, quantize
 from tinyvad.graph.tflite_file import read_tflite
 from tinyvad.graph.tflite_import import import_tflite
@@ -231,7 +231,11 @@ class _Build:
         if name == "int8":
             return self.engine.features(apply_table(images, self.table))
         floats = self.engines[name].features(np.stack([self.preprocessing.float_input(image) for image in images]))
-        return [_on_grid(values, tensor) for values, tensor in zip(floats, self.tensors, strict=True)]
+        grids = [tensor.quantization for tensor in self.tensors if tensor.quantization is not None]
+        return [
+            on_grid(values, float(grid.scale[0]), int(grid.zero_point[0]))
+            for values, grid in zip(floats, grids, strict=True)
+        ]
 
     def bank_limit(self, model_bytes: int) -> int | None:
         """Bytes that the bank may take: the user's bound and what the target's flash leaves, whichever is less."""
@@ -376,13 +380,6 @@ def _onnx_bytes(graph: Graph, preprocessing: Preprocessing) -> bytes:
     facts = {"mean": list(preprocessing.mean), "std": list(preprocessing.std), "colour": preprocessing.colour}
     data: bytes = to_onnx(graph, metadata=facts).SerializeToString(deterministic=True)
     return data
-
-
-def _on_grid(values: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """Float values on a tensor's own int8 grid."""
-    assert tensor.quantization is not None
-    scale, zero = float(tensor.quantization.scale[0]), int(tensor.quantization.zero_point[0])
-    return np.clip(np.rint(values / scale) + zero, -128, 127).astype(np.int8)
 
 
 def _hashes(folder: Path) -> dict[str, Any]:

@@ -161,10 +161,7 @@ class Embedding:
 
     def quantize_maps(self, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Float tapped maps on the taps' own int8 grids, so that a float engine meets the one integer scoring rule."""
-        return [
-            np.clip(np.rint(values / tap.scale) + tap.zero_point, -128, 127).astype(np.int8)
-            for tap, values in zip(self.taps, maps, strict=True)
-        ]
+        return [on_grid(values, tap.scale, tap.zero_point) for tap, values in zip(self.taps, maps, strict=True)]
 
     def sections(self) -> dict[str, np.ndarray]:
         """Bank sections: TAPS, what the device needs, (n, 8) int32; STEP, (n, 2) float64 (scale, step)."""
@@ -213,6 +210,11 @@ class Embedding:
                         f"bank section TAPS, row {i}: {field} is {stored}, but section STEP and the grid give {expected}"
                     )
         return embedding
+
+
+def on_grid(values: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+    """Float values as int8 on a tensor's own grid, clipped to it."""
+    return np.clip(np.rint(values / scale) + zero_point, -128, 127).astype(np.int8)
 
 
 def _separable(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
