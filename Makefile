@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 DATA   ?= ../shared/data
 BACKBONE ?= ../shared/weights/mcunet_in3_imagenet_f32.onnx
 STAMP  := $(VENV)/.installed
+DEV    := $(VENV)/.developer
 
 .PHONY: demo test test-slow lint types check bench wheel clean
 
@@ -15,33 +16,38 @@ demo: $(STAMP)
 	$(BIN)/tinyvad eval demo-build --data demo-data
 	@echo "report: demo-build/report.html"
 
-test: $(STAMP)
+test: $(DEV)
 	$(BIN)/python -m pytest -n auto
 
-test-slow: $(STAMP)
+test-slow: $(DEV)
 	$(BIN)/python -m pytest -n auto -m slow --override-ini addopts="-q --strict-markers"
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff check .
 
-types: $(STAMP)
+types: $(DEV)
 	$(BIN)/mypy
 
 check: lint types test
 
-bench: $(STAMP)
+bench: $(DEV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[bench]"
 	$(BIN)/python benchmarks/bench_engine.py --out benchmarks/results/engine.md
 	$(BIN)/python benchmarks/bench_search.py --out benchmarks/results/search.md
 	$(BIN)/python benchmarks/methods_table.py --data $(DATA) --backbone $(BACKBONE) --out benchmarks/results
-	$(BIN)/python benchmarks/build_table.py --data $(DATA) --backbone $(BACKBONE) --out benchmarks/results
+	$(BIN)/python benchmarks/build_table.py --data $(DATA) --out benchmarks/results
+	$(BIN)/python benchmarks/backbone_table.py --data $(DATA) --teacher $(BACKBONE) --out benchmarks/results
 
-wheel: $(STAMP)
+wheel: $(DEV)
 	$(BIN)/python -m build --wheel
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[litert,sim]"
+	touch $@
+
+$(DEV): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
 

@@ -17,19 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from features import Features
 
 from tinyvad import fitting
 from tinyvad.backbones.source import open_backbone
-from tinyvad.build import _Build, _onnx_bytes
-from tinyvad.embedding import Embedding
-from tinyvad.engines import threads
-from tinyvad.engines.int8 import Int8Engine
-from tinyvad.engines.onnx import OnnxEngine
 from tinyvad.files import write_text
-from tinyvad.images import Dataset, apply_table, find_datasets, load_images, read_mask, resize_mask
+from tinyvad.images import find_datasets
 from tinyvad.metrics import auroc, pixel_metrics
-from tinyvad.model import batches, upsample
-from tinyvad.project import Project
+from tinyvad.model import upsample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,41 +52,6 @@ ROWS = (
 )
 
 
-class Features:
-    """A category's tapped maps by both engines, good and test images, on disk."""
-
-    def __init__(self, dataset: Dataset, backbone: Any, size: int) -> None:
-        maker = _Build(Project(), dataset, None, backbone, size, lambda stage, done, total: None)
-        graph = backbone.graph_at(size)
-        quantized = maker.quantize(graph)
-        exact, floating = Int8Engine(quantized, threads()), OnnxEngine(_onnx_bytes(graph, maker.preprocessing), threads())
-        self.tensors = [quantized.tensors[name] for name in quantized.outputs]
-        self.size, self.labels = size, np.array([sample.label for sample in dataset.test])
-        self.good, self.test = fitting.TapStore(self.tensors), fitting.TapStore(self.tensors)
-        self.real_good: list[list[np.ndarray]] = []
-        self.real_test: list[list[np.ndarray]] = []
-        jobs = [
-            (dataset.train_good, self.good, self.real_good),
-            ([sample.path for sample in dataset.test], self.test, self.real_test),
-        ]
-        for paths, store, real in jobs:
-            for batch in batches(load_images(paths, maker.preprocessing)):
-                images = np.stack([image for _, image in batch])
-                store.append(exact.features(apply_table(images, maker.table)))
-                floats = np.stack([maker.preprocessing.float_input(image) for image in images])
-                real.append([values.astype(np.float16) for values in floating.features(floats)])
-        has_masks = any(sample.mask is not None for sample in dataset.test)
-        self.masks = None
-        if has_masks:
-            shape = (size, size)
-            self.masks = [
-                np.zeros(shape, bool) if s.mask is None else resize_mask(read_mask(s.mask), *shape) for s in dataset.test
-            ]
-
-    def real(self, embedding: Embedding, which: list[list[np.ndarray]]) -> np.ndarray:
-        return np.concatenate([embedding.real(maps) for maps in which])
-
-
 def plan_row(row: Row, features: Features, n_good: int) -> fitting.MethodPlan:
     if row.limit is not None:
         limit = row.limit or None
@@ -103,17 +63,14 @@ def plan_row(row: Row, features: Features, n_good: int) -> fitting.MethodPlan:
 def measure(row: Row, features: Features) -> dict[str, Any]:
     """AUROC, pixel F1 and bytes of one row on one category, float and int8."""
     plan = plan_row(row, features, features.good.count)
-    embedding = fitting.make_embedding(features.good, features.tensors, plan)
     start = time.perf_counter()
-    scorer = fitting.make_detector(plan, embedding).fit(features.good.embeddings(embedding)).to_scorer()
+    embedding, scorer = features.exact_fit(plan)
     maps = np.concatenate([scorer.score(batch) for batch in features.test.embeddings(embedding)])
     seconds = time.perf_counter() - start
     result = {"grid": plan.grid[0], "bytes": sum(array.nbytes for array in scorer.sections().values()), "seconds": seconds}
     result |= {f"int8_{key}": value for key, value in quality(np.sqrt(maps.astype(np.float64)), features).items()}
-    study = fitting.make_detector(plan, dataclasses.replace(embedding, taps=tuple(
-        dataclasses.replace(tap, step=1.0) for tap in embedding.taps)))  # fmt: skip
-    study.fit([features.real(embedding, features.real_good)])
-    real = np.concatenate([study.score(embedding.real(batch)) for batch in features.real_test])
+    study = features.float_fit(plan, embedding)
+    real = np.concatenate([study.score(batch) for batch in features.real(embedding, features.real_test)])
     return result | {f"float_{key}": value for key, value in quality(real, features).items()}
 
 

@@ -79,6 +79,10 @@ def compute(graph: Graph, node: Node, inputs: list[Any], scales: list[float], ze
             return np.maximum(rescaled(x, scales[0] / scales[1]), 0) + out_zero
         case "relu6":
             return np.clip(inputs[0], *limits("relu6", scales[0], zeros[0]))
+        case "logistic":
+            return np.vectorize(lambda v: logistic(int(v), scales[0]))(x) + out_zero
+        case "hard_swish":
+            return np.vectorize(lambda v: hard_swish(int(v), *scales))(x) + out_zero
         case "pad":
             top, bottom, left, right = attributes["pads"]
             return np.pad(x, ((top, bottom), (left, right), (0, 0))) + out_zero
@@ -103,6 +107,69 @@ def nearest(size: int, out: int) -> list[int]:
     """Source row of each output row: the ratio and its multiples in float32."""
     ratio = np.float32(size) / np.float32(out)
     return [min(int(np.floor(np.float32(i) * ratio)), size - 1) for i in range(out)]
+
+
+def logistic(value: int, scale: float) -> int:
+    """256 / (1 + exp(-scale * value)) as gemmlowp's fixed point has it; fractions are written as their 31 bits."""
+    one = (1 << 31) - 1
+    multiplier, shift = fixed_point(scale * 2**27)
+    radius = math.floor(15 * 2**27 / 2**shift)
+    if abs(value) >= radius:
+        return 255 if value > 0 else 0
+    x = int(shifted(np.array(value), multiplier, shift))  # 4 integer bits, 27 fractional ones
+    if x == 0:
+        return 128
+
+    def times(a: int, b: int) -> int:
+        return truncated(a * b + (1 << 30 if a * b >= 0 else 1 - (1 << 30)), 1 << 31)
+
+    # exp(-|x|) = exp(fraction) * exp(-1/4 * bits), fraction in [-1/4, 0), where its Taylor polynomial around -1/8 is good
+    fraction = -abs(x) % (1 << 25) - (1 << 25)
+    d = fraction * 16 + (1 << 28)
+    d2 = times(d, d)
+    d3, d4 = times(d2, d), times(d2, d2)
+    rest = halved(times(halved(d4, 2) + d3, 715827883) + d2, 1)
+    exp = 1895147668 + times(1895147668, d + rest)
+    quarters = (fraction + abs(x)) >> 25
+    for bit, factor in enumerate((1672461947, 1302514674, 790015084, 290630308, 39332535, 720401)):
+        exp = times(exp, factor) if quarters >> bit & 1 else exp
+    # 1 / (1 + exp) by Newton and Raphson on half of the denominator, 29 fractional bits
+    half = truncated(exp + one + 1, 2)
+    guess = 1515870810 + times(half, -1010580540)
+    for _ in range(3):
+        guess += 4 * times(guess, (1 << 29) - times(half, guess))
+    positive = min(2 * guess, one)
+    return min(halved(positive if x > 0 else one - positive, 23), 255)
+
+
+def hard_swish(value: int, scale: float, out_scale: float) -> int:
+    """x * relu6(x + 3) / 6 in 16 bits, on the output's grid."""
+    high_resolution = np.float32(scale) / np.float32(128)
+    m_out, s_out = fixed_point(float(high_resolution / np.float32(out_scale)))
+    m_gate, s_gate = fixed_point(float(high_resolution / np.float32(3 / 32768)))
+    m_out, m_gate = (min((m + (1 << 15)) >> 16, 32767) for m in (m_out, m_gate))
+
+    def times(a: int, b: int) -> int:
+        return truncated(a * b + (1 << 14 if a * b >= 0 else 1 - (1 << 14)), 1 << 15)
+
+    def left(a: int, bits: int) -> int:
+        return max(-32768, min(32767, a * 2**bits))
+
+    x = value * 128
+    gate = times(left(x, s_gate - 1), m_gate) if s_gate > 0 else times(x, m_gate)
+    gate = left(gate, 1) if s_gate > 0 else halved(gate, -s_gate)
+    product = truncated(((gate + 32768) >> 1) * times(x, m_out), 1 << 15)
+    return halved(product, -s_out)
+
+
+def truncated(a: int, b: int) -> int:
+    """a / b as in C, towards zero."""
+    return abs(a) // b if a >= 0 else -(abs(a) // b)
+
+
+def halved(a: int, times: int) -> int:
+    """a / 2**times, rounded, halves away from zero."""
+    return truncated(2 * a + (1 if a >= 0 else -1) * 2**times, 2 * 2**times)
 
 
 def fixed_point(factor: float) -> tuple[int, int]:

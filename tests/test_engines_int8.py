@@ -199,6 +199,60 @@ def test_random_networks_hold_every_op() -> None:
     }  # fmt: skip
 
 
+def pointwise(net: Net, x: str, out: int, rng: np.random.Generator, activation: str = "none", zero_point: int = 0) -> str:
+    """A 1x1 convolution whose sums spread over the output's grid."""
+    weights = rng.integers(-127, 128, (out, 1, 1, net.shape(x)[3]))
+    grid = (float(np.float32(net.scale(x)[0] * 0.01 * 70 * np.sqrt(weights.shape[3]))), zero_point)
+    arguments = (weights, rng.integers(-3000, 3000, out), np.full(out, 0.01), grid)
+    return net.weighted("conv2d", x, *arguments, activation=activation, **VALID)
+
+
+def gated_network(rng: np.random.Generator) -> Graph:
+    """Hard-swish, squeeze and excite with both kinds of gate, a product of two maps, a shortcut; maps of one pixel too."""
+    net = Net((1, *(int(n) for n in rng.integers(1, 9, 2)), int(rng.integers(1, 6))), pick_scale(rng, 0.01, 0.1))
+    x, channels = net.input, net.shape(net.input)[3]
+    for _ in range(3):
+        scale = net.scale(x)[0]
+        wide = float(np.float32(scale * rng.uniform(0.1, 2)))
+        y = net.node("hard_swish", [x], (wide, int(rng.integers(-128, 128))))
+        z = net.node("mean", [y], (float(np.float32(wide * rng.uniform(0.2, 1))), int(rng.integers(-128, 128))))
+        if rng.random() < 0.5:
+            z = net.node("hard_swish", [pointwise(net, z, int(rng.integers(1, 6)), rng)])
+        else:
+            z = pointwise(net, z, int(rng.integers(1, 6)), rng, "relu", -128)
+        if rng.random() < 0.5:
+            gate = pointwise(net, z, channels, rng, zero_point=int(rng.integers(-99, 99)))
+            gate = net.node("logistic", [gate], (1 / 256, -128))
+        else:
+            gate = pointwise(net, z, channels, rng, "relu6", -128)
+        other = gate if rng.random() < 0.8 else x
+        unit = float(np.float32(wide * net.scale(other)[0] * rng.uniform(20, 255)))
+        activation = str(rng.choice(["none", "relu", "relu6"]))
+        y = net.node("mul", [y, other], (unit, int(rng.integers(-128, 128))), activation=activation)
+        x = net.node("add", [y, x], (max(unit, scale), int(rng.integers(-60, 60))), activation="none")
+    return net.finish([x])
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_gated_networks_are_exact(seed: int) -> None:
+    """LiteRT too, where it says so: where the factors of all products and the tables of all logistics agree."""
+    rng = np.random.default_rng(seed)
+    graph = gated_network(rng)
+    litert = LitertEngine(to_tflite(graph)).exact
+    images = rng.integers(-128, 128, (2, *graph.tensors[graph.inputs[0]].shape[1:])).astype(np.int8)
+    assert_exact(graph, rng, litert=litert, images=images)
+
+
+def test_random_gated_networks_hold_what_they_should() -> None:
+    graphs = [gated_network(np.random.default_rng(seed)) for seed in range(24)]
+    assert sum(LitertEngine(to_tflite(graph)).exact for graph in graphs) > 12
+    nodes = [(graph, node) for graph in graphs for node in graph.nodes]
+    assert {"logistic", "hard_swish", "mul", "mean", "conv2d", "add"} == {node.op for _, node in nodes}
+    products = {graph.tensors[node.inputs[1]].shape[1:3] == (1, 1) for graph, node in nodes if node.op == "mul"}
+    values = {node.attributes["activation"] for _, node in nodes if node.op == "mul"}
+    assert products == {False, True} and values == {"none", "relu", "relu6"}
+
+
 @pytest.mark.parametrize("op", ["conv2d", "depthwise_conv2d", "fully_connected"])
 def test_scales_of_every_size(op: str) -> None:
     """Factors from 1e-7 to 1e2: where all outputs are zero points, and where all are saturated."""
@@ -327,6 +381,7 @@ def test_rounding_of_the_factor_of_other_ops(op: str, rng: np.random.Generator) 
     """Scales are drawn until the two ways to compute the factor give two results for some value, which is then run.
 
     LiteRT's reference kernels compute those of mul and relu in float32; TFLM, which is followed, all in double.
+    (``tests/test_graph_curves.py`` finds out on which grids the two agree.)
     """
     found = 0
     for _ in range(40_000 if op == "relu" else 4000):
@@ -509,7 +564,13 @@ def refused(graph: Graph, match: str) -> None:
 
 def test_graphs_that_cannot_be_exact_are_refused(rng: np.random.Generator) -> None:
     net = Net((1, 4, 4, 2), (0.1, 0))
-    refused(net.finish([net.node("logistic", [net.input])]), "the int8 engine has no logistic .*tap an earlier layer")
+    refused(net.finish([net.node("dequantize", [net.input])]), "the int8 engine has no dequantize .*tap an earlier layer")
+
+    net = Net((1, 4, 4, 2), (0.1, 0))
+    refused(net.finish([net.node("logistic", [net.input])]), "logistic0: int8 output must have scale 1/256 and zero")
+
+    net = Net((1, 4, 4, 2), (0.1, 0))
+    refused(net.finish([net.node("hard_swish", [net.input], (1e-4, 0))]), "hard_swish -> hard_swish0: .* 16 bits")
 
     float_net = GraphBuilder("f", (1, 4, 4, 2))
     refused(float_net.finish([float_net.add("pad", [float_net.input], "y", pads=(1, 1, 1, 1))]), "y is not quantised")

@@ -188,8 +188,21 @@ def add_conv(b: TfliteBuilder, x: int, channels: int, kernel: int, stride: int, 
     return y
 
 
+def add_gate(b: TfliteBuilder, x: int, squeezed: int) -> int:
+    """Squeeze and excite: a mean, two 1x1 convolutions, a logistic, a product; returns the output tensor."""
+    shape = b.graph.tensors[x].shape
+    axes = b.tensor((2,), "int32", np.array([1, 2], np.int32), scale=None)
+    mean, gate = b.tensor((1, 1, 1, shape[3])), b.tensor((1, 1, 1, shape[3]), scale=1 / 256, zero_point=-128)
+    b.op("MEAN", [x, axes], [mean], "ReducerOptions", keepDims=True)
+    excited = add_conv(b, add_conv(b, mean, squeezed, 1, 1), shape[3], 1, 1)
+    b.op("LOGISTIC", [excited], [gate])
+    y = b.tensor(tuple(shape))
+    b.op("MUL", [x, gate], [y], "MulOptions")
+    return y
+
+
 def random_graph(seed: int) -> bytes:
-    """Convolutions, pools, residual adds, concatenations and a mean, wired at random, several outputs."""
+    """Convolutions, pools, residual adds, concatenations, gates and a mean, wired at random, several outputs."""
     rng = np.random.default_rng(seed)
     b = TfliteBuilder()
     x = b.tensor((1, int(rng.integers(5, 24)), int(rng.integers(5, 24)), int(rng.integers(1, 9))))
@@ -197,7 +210,7 @@ def random_graph(seed: int) -> bytes:
     for _ in range(int(rng.integers(3, 14))):
         source = int(made[int(rng.integers(max(0, len(made) - 4), len(made)))])
         shape = b.graph.tensors[source].shape
-        kind = int(rng.integers(6))
+        kind = int(rng.integers(8))
         if kind == 0:
             y = add_conv(b, source, int(rng.integers(1, 20)), int(rng.choice([1, 3])), int(rng.choice([1, 2])))
         elif kind == 1:
@@ -215,9 +228,11 @@ def random_graph(seed: int) -> bytes:
             other = int(rng.choice(same))
             y = b.tensor((*shape[:3], shape[3] + b.graph.tensors[other].shape[3]))
             b.op("CONCATENATION", [source, other], [y], "ConcatenationOptions", axis=3)
+        elif kind == 5:
+            y = add_gate(b, source, int(rng.integers(1, 9)))
         else:
             y = b.tensor(tuple(shape))
-            b.op("RELU", [source], [y])
+            b.op("RELU" if kind == 6 else "HARD_SWISH", [source], [y])
         made.append(y)
     shape = b.graph.tensors[made[-1]].shape
     axes = b.tensor((2,), "int32", np.array([1, 2], np.int32), scale=None)

@@ -141,30 +141,81 @@ def test_resnet_as_pytorch_exports_it(tmp_path: Path) -> None:
         import_onnx(path)
 
 
-@pytest.mark.parametrize("spelling", ["op", "hard-sigmoid", "arithmetic"])
-def test_mobilenet_v3_as_pytorch_exports_it(tmp_path: Path, spelling: str) -> None:
-    n = Onnx(opset=17 if spelling == "op" else 13)
+def hard_sigmoid(n: Onnx, x: str, spelling: str) -> str:
+    """relu6(x + 3) / 6 as exporters spell it; torchvision and timm write "op" from opset 14 on, and "divided" before."""
+    if spelling == "op":
+        return n.add("HardSigmoid", x, alpha=1 / 6, beta=0.5)
+    gate = n.relu6(n.add("Add", x, n.const(3)))
+    return n.add("Div", gate, n.const(6)) if spelling == "divided" else n.add("Mul", gate, n.const(1 / 6))
 
-    def hard_swish(x: str) -> str:
-        if spelling == "op":
-            return n.add("HardSwish", x)
-        if spelling == "hard-sigmoid":
-            return n.add("Mul", x, n.add("HardSigmoid", x, alpha=1 / 6, beta=0.5))
+
+def hard_swish(n: Onnx, x: str, spelling: str) -> str:
+    if spelling == "op":
+        return n.add("HardSwish", x)
+    if spelling == "product first":
         return n.add("Div", n.add("Mul", x, n.relu6(n.add("Add", x, n.const(3)))), n.const(6))
+    return n.add("Mul", x, hard_sigmoid(n, x, spelling))
 
-    x = hard_swish(n.norm(n.conv("x", 3, 4, 3, 2), 4))
-    y = hard_swish(n.norm(n.conv(x, 4, 8), 8))
-    y = n.add("Relu", n.norm(n.conv(y, 8, 8, 5, 1, group=8), 8))
-    squeezed = n.add("ReduceMean", y, axes=[2, 3], keepdims=1)
-    gate = n.conv(n.add("Relu", n.conv(squeezed, 8, 2)), 2, 8)
-    y = n.add("Mul", n.add("HardSigmoid", gate, alpha=1 / 6, beta=0.5), y)  # the gate comes first
-    end = n.add("Add", x, n.norm(n.conv(y, 8, 4), 4), out="end")
+
+@pytest.mark.parametrize(
+    ("swish", "gate"),
+    [("op", "op"), ("divided", "divided"), ("multiplied", "multiplied"), ("product first", "op"), ("op", "multiplied")],
+)
+@pytest.mark.parametrize("biases", [True, False])
+def test_mobilenet_v3_as_pytorch_exports_it(tmp_path: Path, swish: str, gate: str, biases: bool) -> None:
+    """Each gate ends as ReLU6 of its convolution, with the 3 in the bias and the 1/6 in the projection's weights."""
+    n = Onnx(opset=17 if "op" in (swish, gate) else 13)
+
+    def pointwise(x: str, channels: int, out: int) -> str:
+        return n.add("Conv", x, n.random(out, channels, 1, 1), *([n.random(out)] if biases else []))
+
+    x = hard_swish(n, n.norm(n.conv("x", 3, 4, 3, 2), 4), swish)
+    for i, stride in enumerate((1, 2)):
+        y = hard_swish(n, n.norm(n.conv(x, 4, 8), 8), swish)
+        y = n.add("Relu", n.norm(n.conv(y, 8, 8, 5, stride, group=8), 8))
+        squeezed = n.add("ReduceMean", y, axes=[2, 3], keepdims=1) if i else n.add("GlobalAveragePool", y)
+        excited = pointwise(n.add("Relu", pointwise(squeezed, 8, 2)), 2, 8)
+        factor = hard_sigmoid(n, excited, gate)
+        y = n.add("Mul", factor, y) if i else n.add("Mul", y, factor)
+        y = n.norm(n.conv(y, 8, 4), 4)
+        x = n.add("Add", x, y, out="end") if stride == 1 else y
+    path = n.save(tmp_path, x, "end")
+    graph = import_onnx(path)
+    block = ["conv2d", "hard_swish", "depthwise_conv2d", "mean", "conv2d", "conv2d", "mul", "conv2d"]
+    assert ops(graph) == ["conv2d", "hard_swish", *block, "add", *block]
+    gates = [graph.producer(node.inputs[1]) for node in graph.nodes if node.op == "mul"]
+    assert [node.attributes["activation"] for node in gates if node is not None] == ["relu6", "relu6"]
+    assert "end" in [c.name for c in tap_candidates(graph)]
+    assert_same(path, graph)
+
+
+def test_gates_of_vectors_as_the_original_code_exports_them(tmp_path: Path) -> None:
+    """Fully connected squeeze and excite layers: the gate is a vector, turned into a map before the product."""
+    n = Onnx(opset=13)
+    x = n.conv("x", 3, 8, 3)
+    vector = n.add("Flatten", n.add("GlobalAveragePool", x), axis=1)
+    vector = n.add("Relu", n.add("Gemm", vector, n.random(2, 8), n.random(2), transB=1))
+    vector = hard_sigmoid(n, n.add("Gemm", vector, n.random(8, 2), n.random(8), transB=1), "divided")
+    gate = n.add("Reshape", vector, n.const([1, 8, 1, 1], np.int64))
+    end = n.conv(n.add("Mul", x, gate), 8, 4)
     path = n.save(tmp_path, end)
     graph = import_onnx(path)
-    assert ops(graph).count("hard_swish") == 2 and "batch_norm" not in ops(graph)
-    assert ops(graph).count("depthwise_conv2d") == 2  # the 5x5 and the sixth of the hard-sigmoid
-    assert [c.name for c in tap_candidates(graph)] == ["end"]
+    middle = ["mean", "reshape", "fully_connected", "fully_connected", "reshape", "mul"]
+    assert ops(graph) == ["conv2d", *middle, "conv2d"]
     assert_same(path, graph)
+
+
+def test_a_gated_value_that_is_tapped_keeps_its_scale(tmp_path: Path) -> None:
+    n = Onnx()
+    x = n.conv("x", 3, 8, 3)
+    gate = hard_sigmoid(n, n.conv(n.add("GlobalAveragePool", x), 8, 8), "op")
+    gated = n.add("Mul", x, gate, out="gated")
+    end = n.conv(gated, 8, 4)
+    path = n.save(tmp_path, end)
+    graph = import_onnx(path, outputs=["gated", end])
+    assert graph.outputs == ["gated", end] and ops(graph).count("depthwise_conv2d") == 1
+    assert_same(path, graph)
+    assert "gated" not in import_onnx(path).tensors  # six times it has another name
 
 
 def test_mobilenet_as_tf2onnx_exports_it(tmp_path: Path) -> None:

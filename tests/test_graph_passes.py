@@ -55,11 +55,11 @@ class Net(GraphBuilder):
 
 
 def assert_equal_values(before: Graph, after: Graph) -> None:
-    """Every value that ``after`` still names is what it was in ``before``."""
+    """Every value that ``after`` still names is what it was in ``before``; those that lost a factor have a new name."""
     image = np.random.default_rng(1).normal(size=before.tensors[before.inputs[0]].shape)
     expected, got = run(before, image), run(after, image)
     assert after.outputs == before.outputs
-    for name in after.activations:
+    for name in (name for name in after.activations if not name.endswith(":unscaled")):
         np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
     after.check()
 
@@ -179,6 +179,82 @@ def test_gate_of_another_value_is_not_hard_swish() -> None:
     fused = passes.normalise(graph)
     assert "hard_swish" not in ops(fused)
     assert_equal_values(graph, fused)
+
+
+def gated(b: Net, reader: str = "conv2d", *, scale_behind: bool = False, vector: bool = False) -> str:
+    """x * relu6(g + 3) / 6, read by a convolution or depthwise convolution."""
+    x = b.conv(b.input, 4, "x")
+    gate = b.conv(b.add("mean", [x], "mean"), 4, "g")
+    gate = b.affine(gate, 1, 3, "six", act="relu6")
+    if vector:
+        gate = b.add("reshape", [gate], "flat", shape=(1, 4))
+    if not scale_behind:
+        gate = b.affine(gate, 1 / 6, 0, "gate")
+    if vector:
+        gate = b.add("reshape", [gate], "map", shape=(1, 1, 1, 4))
+    y = b.add("mul", [x, gate], "product", activation="none")
+    if scale_behind:
+        y = b.affine(y, 1 / 6, 0, "gated")
+    return b.conv(y, 5, "end", kernel=3) if reader == "conv2d" else b.depthwise(y, "end", act="relu")
+
+
+@pytest.mark.parametrize("reader", ["conv2d", "depthwise_conv2d"])
+@pytest.mark.parametrize("scale_behind", [False, True])
+@pytest.mark.parametrize("vector", [False, True])
+def test_hard_sigmoids_cost_nothing(reader: str, scale_behind: bool, vector: bool) -> None:
+    b = Net()
+    graph = b.finish([gated(b, reader, scale_behind=scale_behind, vector=vector)])
+    simpler = passes.normalise(graph)
+    moved = ["reshape", "reshape"] if vector else []
+    assert ops(simpler) == ["conv2d", "mean", "conv2d", *moved, "mul", reader]
+    gate = simpler.producer("six")
+    assert gate is not None and gate.op == "conv2d" and gate.attributes["activation"] == "relu6"
+    np.testing.assert_allclose(simpler.constants[gate.inputs[2]], graph.constants["g/b"] + 3, rtol=1e-6)
+    weights = simpler.constants[simpler.nodes[-1].inputs[1]]
+    np.testing.assert_allclose(weights, graph.constants["end/w"] / 6, rtol=1e-6)
+    assert_equal_values(graph, simpler)
+    assert "product" not in simpler.activations or scale_behind
+
+
+def test_each_channel_of_a_gate_may_have_its_own_scale() -> None:
+    b = Net()
+    x = b.conv(b.input, 4, "x")
+    gate = b.add("logistic", [b.conv(b.add("mean", [x], "mean"), 4, "g")], "sigmoid")
+    names = [b.array("s", 4), b.constant("o", np.zeros(4, np.float32))]
+    gate = b.add("batch_norm", [gate, *names], "gate", activation="none")
+    product = b.add("mul", [b.add("mul", [x, gate], "p", activation="none"), x], "q", activation="none")
+    graph = b.finish([b.conv(product, 3, "end")])
+    simpler = passes.normalise(graph)
+    assert ops(simpler) == ["conv2d", "mean", "conv2d", "logistic", "mul", "mul", "conv2d"]
+    assert_equal_values(graph, simpler)
+
+
+def test_shared_weights_behind_a_gate_are_scaled_for_one_reader() -> None:
+    b = Net()
+    end = gated(b)
+    other = b.add("conv2d", ["x", "end/w", "end/b"], "other", **b.graph.nodes[-1].attributes)
+    graph = b.finish([end, other])
+    simpler = passes.fuse_hard_sigmoid(graph)
+    np.testing.assert_array_equal(simpler.constants["end/w"], graph.constants["end/w"])
+    assert len(simpler.nodes) == len(graph.nodes) - 1
+    assert_equal_values(graph, simpler)
+
+
+@pytest.mark.parametrize("why", ["tapped", "read twice", "clamped", "no weights behind", "squared", "offset", "not linear"])
+def test_scales_that_cannot_move_stay(why: str) -> None:
+    b = Net()
+    x = b.conv(b.input, 4, "x")
+    gate = b.affine(b.conv(b.add("mean", [x], "mean"), 4, "g"), 1, 3, "six", act="relu6")
+    gate = b.affine(gate, 1 / 6, 1 if why == "offset" else 0, "gate", act="relu" if why == "not linear" else "none")
+    operands = [gate, gate] if why == "squared" else [x, gate]
+    y = b.add("mul", operands, "product", activation="relu" if why == "clamped" else "none")
+    end = b.add("hard_swish", [y], "end") if why == "no weights behind" else b.conv(y, 3, "end")
+    outputs = [end, "product"] if why == "tapped" else [end]
+    if why == "read twice":
+        outputs.append(b.add("add", [y, x], "sum", activation="none"))
+    graph = b.finish(outputs)
+    assert ops(passes.fuse_hard_sigmoid(graph)) == ops(graph)
+    assert_equal_values(graph, passes.normalise(graph))
 
 
 def test_pad_fuses_into_convolutions_only() -> None:

@@ -249,7 +249,7 @@ def test_a_concat_of_the_input_is_refused(rng: np.random.Generator) -> None:
     b = GraphBuilder("net", (1, 6, 6, 2))
     x = layer(b, "conv2d", b.input, rng.normal(0, 1, (2, 1, 1, 2)), np.zeros(2), "x")
     graph = b.finish([b.add("concat", [x, b.input], "y", axis=3)])
-    with pytest.raises(InputError, match="y must share the int8 grid of the network's input with it; tap an earlier"):
+    with pytest.raises(InputError, match="x must share the int8 grid of the network's input with it; tap an earlier"):
         quantize(graph, statistics_of(graph, rng.uniform(-1, 1, (1, 6, 6, 2))), INPUT)
 
 

@@ -3,7 +3,7 @@
 The order, with what each step hands on:
 
 1. images and target           -> datasets, limits
-2. backbone, input size        -> a float graph whose memory plan fits the target's RAM (``tinyvad.sizing``)
+2. network, input size         -> a float graph whose memory plan fits the target's RAM (``tinyvad.sizing``)
 3. calibration, quantisation   -> backbone.tflite, read back by the exact engine; backbone.onnx
 4. features of all good images -> tapped int8 maps on disk, of the exact and of the float engine
 5. method, embedding, fit      -> an integer scorer, within the flash that is left, and thresholds from held-out good
@@ -21,7 +21,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,14 @@ import numpy as np
 from PIL import Image
 
 from tinyvad import fitting
-from tinyvad.backbones.source import Backbone, open_backbone
 from tinyvad.bank import Header, pack_meta, write_bank
 from tinyvad.build_report import BuildFacts, make_cases, make_report
+from tinyvad.calibration import quantize_on
 from tinyvad.detectors import Scorer
 from tinyvad.embedding import Embedding, on_grid
 from tinyvad.engines import Engine, threads
 from tinyvad.engines.int8 import Int8Engine
-from tinyvad.engines.onnx import OnnxEngine, calibrate
+from tinyvad.engines.onnx import OnnxEngine
 from tinyvad.errors import CheckFailed, InputError
 from tinyvad.evaluate import Evaluation, evaluate
 from tinyvad.export.onnx import to_onnx
@@ -47,15 +47,14 @@ from tinyvad.firmware_sim import budget as budgets
 from tinyvad.firmware_sim.memory import arena
 from tinyvad.firmware_sim.targets import Target, load_target
 from tinyvad.graph.ir import Graph
-from tinyvad.graph.quantize import ChannelStatistics, affine_range, equalize, quantize
 from tinyvad.graph.tflite_file import read_tflite
 from tinyvad.graph.tflite_import import import_tflite
-from tinyvad.images import Dataset, Preprocessing, apply_table, find_datasets, input_table, load_images
+from tinyvad.images import Dataset, Preprocessing, apply_table, find_datasets, load_images
 from tinyvad.metrics import f1_max
 from tinyvad.model import BACKBONES, BANKS, FORMAT, MANIFEST, Model, batches, load
 from tinyvad.project import Project, make_project
 from tinyvad.report.html import write_report
-from tinyvad.sizing import choose_size
+from tinyvad.sizing import Choice, bank_limit, choose_network
 from tinyvad.verify import SAMPLES, verify
 from tinyvad.version import __version__
 
@@ -106,11 +105,9 @@ def build(project: Project, progress: Progress | None = None) -> list[Built]:
         if several and (Path(dataset.name).name != dataset.name or dataset.name in (".", "..")):
             raise InputError(f"{dataset.root}: category {dataset.name!r} is no plain folder name; rename it")
         _check_out(project.out / dataset.name if several else project.out, project.data)
-    layers = list(project.layers) if project.layers else None
-    backbone = open_backbone(project.backbone, layers, project.weights, project.mean, project.std)
-    size = choose_size(project, backbone, target)
+    choice = choose_network(project, target, min(len(dataset.train_good) for dataset in datasets))
     return [
-        _Build(project, dataset, target, backbone, size, progress or (lambda stage, done, total: None)).run(
+        _Build(project, dataset, target, choice, progress or (lambda stage, done, total: None)).run(
             project.out / dataset.name if several else project.out
         )
         for dataset in datasets
@@ -151,10 +148,12 @@ class _Build:
     """The state that the steps of one build share."""
 
     def __init__(
-        self, project: Project, dataset: Dataset, target: Target | None, backbone: Backbone, size: int, tell: Progress
+        self, project: Project, dataset: Dataset, target: Target | None, choice: Choice, tell: Progress
     ) -> None:
-        self.project, self.dataset, self.target, self.backbone, self.tell = project, dataset, target, backbone, tell
-        self.preprocessing = Preprocessing(size, size, backbone.mean, backbone.std, bit_depth=project.bit_depth)
+        self.project, self.dataset, self.target, self.choice, self.tell = project, dataset, target, choice, tell
+        self.backbone = choice.backbone
+        mean, std = choice.backbone.mean, choice.backbone.std
+        self.preprocessing = Preprocessing(choice.size, choice.size, mean, std, bit_depth=project.bit_depth)
         self.skipped: list[tuple[Path, str]] = []
 
     def run(self, out: Path) -> Built:
@@ -171,7 +170,8 @@ class _Build:
         self.n_good = stores["int8"].count
         self.plan = fitting.plan_method(
             self.project.method, self.tensors, self.preprocessing.height, self.n_good,
-            self.bank_limit(len(files["int8"])), self.project.grid, self.project.dimensions, self.project.seed,
+            bank_limit(len(files["int8"]), self.target, self.project.bank_bytes), self.project.grid,
+            self.project.dimensions, self.project.seed,
         )  # fmt: skip
         fitted = {name: self.fit(name, store, samples) for name, store in stores.items()}
         with new_folder(out, MANIFEST) as folder:
@@ -188,26 +188,17 @@ class _Build:
         paths = self.dataset.train_good
         n = min(CALIBRATION_IMAGES, len(paths))
         chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, n).round().astype(int)]
-        every = graph.copy(outputs=[node.output for node in graph.nodes])
-        engine = OnnxEngine(to_onnx(every).SerializeToString(), threads())
-        means: list[np.ndarray] = []
 
-        def inputs() -> Any:
+        def images() -> Iterator[np.ndarray]:
             loaded = load_images(chosen, self.preprocessing, on_error=self.project.on_error, skipped=[])
-            for _, image in loaded:
-                real = self.preprocessing.float_input(image)
-                means.append(real.mean((0, 1), dtype=np.float64))
-                yield real[None]
-                self.tell("calibrate", len(means), n)
+            for done, (_, image) in enumerate(loaded, 1):
+                yield image
+                self.tell("calibrate", done, n)
 
-        statistics = calibrate(engine, inputs())
-        ends = self.preprocessing.float_input(np.array([[[0] * 3, [255] * 3]], np.uint8))[0].astype(np.float64)  # (2, 3)
-        statistics[graph.inputs[0]] = ChannelStatistics(ends.min(0), ends.max(0), np.mean(means, 0))
-        first = affine_range(float(ends.min()), float(ends.max()))
-        scale, zero_point = float(first.scale[0]), int(first.zero_point[0])
-        self.table = input_table(self.preprocessing.mean, self.preprocessing.std, scale, zero_point)
-        self.input_quantization = {"scale": scale, "zero_point": zero_point}
-        return quantize(*equalize(graph, statistics), first)
+        calibrated = quantize_on(graph, self.preprocessing, images())
+        self.table = calibrated.table
+        self.input_quantization = {"scale": calibrated.scale, "zero_point": calibrated.zero_point}
+        return calibrated.graph
 
     def features(self) -> tuple[dict[str, fitting.TapStore], list[np.ndarray]]:
         """Tapped int8 maps of all good images by both engines, and a few images to verify with."""
@@ -236,16 +227,6 @@ class _Build:
             on_grid(values, float(grid.scale[0]), int(grid.zero_point[0]))
             for values, grid in zip(floats, grids, strict=True)
         ]
-
-    def bank_limit(self, model_bytes: int) -> int | None:
-        """Bytes that the bank may take: the user's bound and what the target's flash leaves, whichever is less."""
-        limits = [] if self.project.bank_bytes is None else [self.project.bank_bytes]
-        if self.target is not None and self.target.flash_bytes is not None:
-            without = budgets.flash_items(model_bytes, 0, self.target)
-            remedy = "use a smaller --backbone, earlier --layers or a larger --target"
-            budgets.make_budget(self.target, [], without).check(remedy)
-            limits.append(self.target.flash_bytes - sum(item.nbytes for item in without))
-        return min(limits) if limits else None
 
     def fit(self, name: str, store: fitting.TapStore, samples: list[np.ndarray]) -> Fitted:
         """Embedding, scorer and threshold from one engine's features of the good images."""
@@ -333,6 +314,9 @@ class _Build:
                 "name": self.backbone.name,
                 "source": self.backbone.source,
                 "sha256": self.backbone.sha256,
+                "random": self.backbone.random,
+                "quality": self.backbone.quality,
+                "tried": [one.to_dict() for one in self.choice.tried],
                 "layers": [tensor.name for tensor in self.tensors],
                 "macs": graph.macs(),
                 "parameters": graph.parameters(),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyvad.backbones.source import warnings_about
 from tinyvad.detectors import METHODS
 from tinyvad.evaluate import Evaluation, Verdict
 from tinyvad.firmware_sim.budget import Budget
@@ -52,6 +53,7 @@ def make_report(facts: BuildFacts, model: Model, evaluation: Evaluation | None) 
     return {
         "title": dataset.name,
         "tinyvad": manifest["tinyvad"],
+        "warnings": warnings_about(manifest["backbone"]),
         "method": {**manifest["method"], "description": METHODS[name], "macs": scorer_macs},
         "backbone": manifest["backbone"],
         "preprocessing": manifest["preprocessing"],

@@ -48,16 +48,16 @@ def _progress(quiet: bool) -> Callable[[str, int, int], None]:
     """A one-line bar a stage on stderr, with the time left; silent if that is no terminal."""
     import time
 
-    state: dict[str, Any] = {"stage": None, "start": 0.0}
+    state: dict[str, Any] = {"stage": None, "start": 0.0, "first": 0}
     show = sys.stderr.isatty() and not quiet
 
     def tell(stage: str, done: int, total: int) -> None:
         if not show:
             return
         if stage != state["stage"]:
-            state.update(stage=stage, start=time.monotonic())
-        passed = time.monotonic() - state["start"]
-        left = passed / done * (total - done) if done else 0.0
+            state.update(stage=stage, start=time.monotonic(), first=done)
+        passed, did = time.monotonic() - state["start"], done - state["first"]  # a resumed stage does not begin at 0
+        left = passed / did * (total - done) if did else 0.0
         filled = 24 * done // max(total, 1)
         end = "\n" if done >= total else ""
         bar = "#" * filled + "." * (24 - filled)
@@ -147,8 +147,8 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Where the build goes.  [default: build]")
 @click.option("--project", "project_file", type=click.Path(path_type=Path), help="Settings.  [default: ./tinyvad.toml]")
 @click.option("--category", help="Which one, if --data holds several. Default: a build for each.")
-@click.option("--backbone", help="Name (`tinyvad backbones`), .onnx or .tflite file.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Weights for a backbone given by name.")
+@click.option("--backbone", help="Name (`tinyvad backbones`), .onnx or .tflite file.  [default: auto, the best that fits]")
+@click.option("--weights", type=click.Path(path_type=Path), help="For a name: .npz, .onnx, .tflite, or `random` to try it.")
 @click.option("--layers", help="Tapped tensors, comma separated.")
 @click.option("--method", help="See `tinyvad methods`. Default: by rule.")
 @click.option("--image-size", type=int, help="Network input in pixels. Default: the largest that fits.")
@@ -179,7 +179,10 @@ def build(project_file: Path | None, as_json: bool, layers: str | None, **flags:
 
 
 def _headline(report: dict[str, Any]) -> dict[str, Any]:
-    keys = ("method", "backbone", "preprocessing", "grid", "thresholds", "metrics", "budget", "latency", "verification")
+    keys = (
+        "warnings", "method", "backbone", "preprocessing", "grid", "thresholds", "metrics", "budget", "latency",
+        "verification",
+    )  # fmt: skip
     return {key: report[key] for key in keys} | {"dataset": report["dataset"]}
 
 
@@ -190,6 +193,7 @@ def _describe(r: dict[str, Any]) -> str:
     lines = [
         f"{r['build']}: {method['name']} ({settings}) on {r['backbone']['name']} at {size} px, grid {grid}",
         f"  backbone   {r['backbone']['source']}; taps {', '.join(r['backbone']['layers'])}",
+        *(f"  auto       {line}" for line in _tried(r["backbone"]["tried"])),
         f"  good       {r['dataset']['n_train']} images; threshold {threshold['score']:.3f} ({threshold['rule']})",
     ]
     if r["budget"]:
@@ -201,10 +205,33 @@ def _describe(r: dict[str, Any]) -> str:
         lines.append(f"  latency    about {r['latency']['ms']:.0f} ms (estimated, {r['latency']['engine']})")
     if r["metrics"]:
         lines.append("  test       " + _metrics_line(r["metrics"]))
+    lines += [f"  WARNING    {warning}" for warning in r["warnings"]]
     compared = [f"{name} {facts['status']}" for name, facts in r["verification"]["engines"].items() if name != "int8"]
     lines.append(f"  engines    {'; '.join(compared)}")
     lines.append(f"  report     {Path(r['build']) / 'report.html'}")
     return "\n".join(lines)
+
+
+def _tried(tried: list[dict[str, Any]]) -> list[str]:
+    """A line a network that `--backbone auto` looked at."""
+    lines = []
+    for one in tried:
+        size = "" if one["image_size"] is None else f", {one['image_size']} px"
+        size += "" if one["arena_bytes"] is None else f", arena {one['arena_bytes']:,} B"
+        size += "" if one["flash_bytes"] is None else f", network with bank {one['flash_bytes']:,} B"
+        words = [word for word in ("chosen" if one["chosen"] else "", one["why_not"]) if word]
+        lines.append(f"{one['name']}: quality {one['quality']:.3f}{size}: {', '.join(words)}")
+    return lines
+
+
+def _warn(model: Any) -> list[str]:
+    """Warnings about a loaded build, told on stderr too."""
+    from tinyvad.backbones.source import warnings_about
+
+    warnings = warnings_about(model.manifest["backbone"])
+    for warning in warnings:
+        click.echo(f"tinyvad: warning: {warning}", err=True)
+    return warnings
 
 
 def _metrics_line(metrics: dict[str, Any]) -> str:
@@ -213,6 +240,53 @@ def _metrics_line(metrics: dict[str, Any]) -> str:
     shown.append(f"{metrics['false_alarms']} of {metrics['n_normal']} good flagged")
     shown.append(f"{metrics['missed']} of {metrics['n_anomalous']} defects missed")
     return ", ".join(shown)
+
+
+@main.command()
+@click.option("--teacher", "teachers", multiple=True, required=True, help="Name or file; several are joined.")
+@click.option("--layers", "layers", multiple=True, help="Its tapped tensors, comma separated; one --layers a teacher.")
+@click.option("--student", required=True, help="Name of a backbone (`tinyvad backbones`).")
+@click.option("--student-layers", help="Its tapped tensors, comma separated.  [default: the backbone's own]")
+@click.option("--images", "folders", multiple=True, help="Folder of training images, with all folders below; repeatable.")
+@click.option("--generated", default=0, show_default=True, help="Generated textures, fractals and parts beside them.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The weights, NAME.npz.")
+@click.option("--image-size", default=112, show_default=True, help="Pixels of the views.")
+@click.option("--steps", default=10000, show_default=True)
+@click.option("--batch-size", default=16, show_default=True)
+@click.option("--learning-rate", default=0.03, show_default=True)
+@click.option("--loss", default="cosine-half", show_default=True, help="Comparison-normalisation.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--note", "notes", multiple=True, help="For the card: licence of teacher and images; repeatable.")
+@click.option("--export-quantised-check", "check", is_flag=True, help="Measure int8 features against float ones.")
+@json_option
+@_verb
+def distill(
+    teachers: tuple[str, ...],
+    layers: tuple[str, ...],
+    student_layers: str | None,
+    folders: tuple[str, ...],
+    out: Path,
+    notes: tuple[str, ...],
+    check: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train a small backbone on a larger network's features, without labels. A stopped training goes on where it was.
+
+    Example: tinyvad distill --teacher teacher.onnx --student mcunet-in1 --images photos --out mcunet-in1.npz
+    """
+    from tinyvad.distill.command import distill as train
+
+    card, skipped = train(
+        teachers, layers, student_layers, folders, out, notes, check, _progress(as_json), **settings
+    )
+    for path, reason in skipped.items():
+        click.echo(f"skipped {path}: {reason}", err=True)
+    lines = [f"{out}: {card['architecture']}, {card['parameters']:,} parameters, quality {card['quality']:.3f}"]
+    for layer in card["layers"]:
+        snr = f", int8 {layer['int8_snr_db']:.1f} dB" if check else ""
+        lines.append(f"  {layer['name']:<14} stride {layer['stride']:<3} explained {layer['explained']:.3f}{snr}")
+    _emit(as_json, {"weights": str(out), **card}, "\n".join(lines))
 
 
 @main.command(name="eval")
@@ -243,7 +317,7 @@ def evaluate(
     result = measure(model, datasets[wanted], on_error or "stop", lambda done, total: tell("test images", done, total))
     for path, reason in result.skipped:
         click.echo(f"skipped {path}: {reason}", err=True)
-    value = {**result.metrics, "skipped": [str(path) for path, _ in result.skipped]}
+    value = {**result.metrics, "skipped": [str(path) for path, _ in result.skipped], "warnings": _warn(model)}
     _emit(as_json, value, _metrics_line(result.metrics))
 
 
@@ -266,6 +340,7 @@ def predict(
     from tinyvad.model import load
 
     model = load(build_folder, engine)
+    warnings = _warn(model)
     paths = [path for item in images for path in (list_images(item) if item.is_dir() else [item])]
     skipped: list[tuple[Path, str]] = []
     rows = []
@@ -284,7 +359,8 @@ def predict(
     for path, reason in skipped:
         click.echo(f"skipped {path}: {reason}", err=True)
     if as_json:
-        click.echo(json.dumps({"predictions": rows, "skipped": [str(path) for path, _ in skipped]}, indent=1))
+        value = {"predictions": rows, "skipped": [str(path) for path, _ in skipped], "warnings": warnings}
+        click.echo(json.dumps(value, indent=1))
 
 
 def _save_overlay(model: Any, prediction: Any, folder: Path, number: int) -> None:
@@ -384,17 +460,17 @@ def targets(as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.argument("network", metavar="[NAME|FILE]", required=False)
 @json_option
 @_verb
-def backbones(file: Path | None, as_json: bool) -> None:
-    """Backbones by name; with FILE (.onnx, .tflite), the layers of that network that can be tapped.
+def backbones(network: str | None, as_json: bool) -> None:
+    """Backbones by name, with what they take; with NAME or FILE (.onnx, .tflite) one network's layers and its card.
 
-    Example: tinyvad backbones model.onnx
+    Example: tinyvad backbones mcunet-in3
     """
-    from tinyvad.inspection import backbones_table
+    from tinyvad.backbone_tables import backbone_facts, backbones_table
 
-    value, text = backbones_table(file)
+    value, text = backbones_table() if network is None else backbone_facts(network)
     _emit(as_json, value, text)
 
 

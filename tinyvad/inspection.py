@@ -58,15 +58,18 @@ def _bank(path: Path) -> Shown:
 
 
 def _build(path: Path) -> Shown:
+    from tinyvad.backbones.source import warnings_about
     from tinyvad.model import read_manifest
 
     value = read_manifest(path)
+    warnings = warnings_about(value["backbone"])
     lines = [f"{path}: {value['method']['name']} for {value['task']}, tinyvad {value['tinyvad']}"]
+    lines += [f"  warning          {warning}" for warning in warnings]
     for key, item in value.items():
         if key not in ("format", "tinyvad", "files"):
             lines.append(f"  {key:<16} {_plain(item)}")
     lines += [f"  {facts['bytes']:>11,} B  {facts['sha256'][:16]}  {name}" for name, facts in value["files"].items()]
-    return value, "\n".join(lines)
+    return {**value, "warnings": warnings}, "\n".join(lines)
 
 
 def targets_table() -> Shown:
@@ -89,44 +92,3 @@ def targets_table() -> Shown:
     aliases = list_aliases()
     lines.append("aliases: " + ", ".join(f"{alias} = {name}" for alias, name in aliases.items()))
     return {"targets": rows, "aliases": aliases}, "\n".join(lines)
-
-
-def backbones_table(path: Path | None) -> Shown:
-    """Backbones by name, or the layers of a file that can be tapped."""
-    if path is not None:
-        return _tappable(path)
-    from tinyvad.backbones import list_backbones
-
-    rows: list[dict[str, Any]] = [
-        {
-            "name": info.name, "weights": info.weights, "parameters": info.parameters, "mmacs": info.mmacs,
-            "input_size": info.input_size, "layers": list(info.layers), "source": info.source,
-        }
-        for info in list_backbones()
-    ]  # fmt: skip
-    lines = [f"{'name':<18} {'weights':<10} {'parameters':>11} {'M MACs':>8} {'px':>4}  default layers"]
-    lines += [
-        f"{r['name']:<18} {r['weights']:<10} {r['parameters']:>11,} {r['mmacs']:>8.1f} {r['input_size']:>4}  "
-        + ", ".join(r["layers"])
-        for r in rows
-    ]
-    lines.append("parameters and MACs are the published ones of the whole network with its classifier")
-    return {"backbones": rows}, "\n".join(lines)
-
-
-def _tappable(path: Path) -> Shown:
-    from tinyvad.backbones.source import open_network
-    from tinyvad.graph.taps import default_layers, tap_candidates
-
-    graph = open_network(path)
-    try:
-        defaults = default_layers(graph)
-    except InputError:  # no block end at the usual strides: the layers can be named all the same
-        defaults = []
-    rows = [candidate._asdict() for candidate in tap_candidates(graph)]
-    lines = [f"{path}: layers that --layers can name (* = default), at {graph.tensors[graph.inputs[0]].shape[1]} px"]
-    for index, r in enumerate(rows):
-        mark = "*" if r["name"] in defaults else " "
-        shape = f"{r['channels']:>4} x {r['height']} x {r['width']}"
-        lines.append(f" {mark} block:{index:<3} stride {r['stride']:>3}  {shape}  {r['name']}")
-    return {"file": str(path), "default_layers": defaults, "layers": rows}, "\n".join(lines)

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tinyvad.backbones.source import warnings_about
 from tinyvad.detectors import load_scorer
 from tinyvad.errors import InputError
 from tinyvad.firmware_sim import budget as budgets
@@ -46,6 +47,7 @@ def profile(
     macs = plan.macs + scorer.macs(bank.header.grid_size)
     value = {
         "title": manifest["task"],
+        "warnings": warnings_about(manifest["backbone"]),
         "budget": budget.to_dict(),
         "memory": {
             "head_bytes": plan.head_bytes,

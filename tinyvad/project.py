@@ -21,6 +21,7 @@ else:
     import tomli as tomllib
 
 FILE = "tinyvad.toml"
+RANDOM_WEIGHTS = "random"
 TEMPLATE = """\
 # Settings of one tinyvad build. Flags of `tinyvad build` win over this file. Paths are relative to this file.
 
@@ -29,8 +30,8 @@ target = "cortex-m7"           # `tinyvad targets` lists them; a path to your ow
 # out = "build"
 # category = "bottle"          # when data holds several
 
-# backbone = "model.onnx"      # .onnx, .tflite or a name of `tinyvad backbones`; default: the built-in filter-bank
-# weights = "weights.onnx"     # weights for a backbone that is given by name
+# backbone = "auto"            # .onnx, .tflite or a name of `tinyvad backbones`; auto takes the best that fits the target
+# weights = "weights.npz"      # weights for a backbone that is given by name: .npz, .onnx, .tflite, or the word random
 # layers = ["block4", "block7", "block13"]   # default: the last block end at strides 4, 8 and 16
 # mean = [0.485, 0.456, 0.406] # the network reads (pixel / 255 - mean) / std; default: what the file says or suggests
 # std = [0.229, 0.224, 0.225]
@@ -145,6 +146,8 @@ def _converted(file: Path | None, key: str, value: Any) -> Any:
         what = {"Path": "a path", "str": "text", "int": "a whole number", "float": "a number"}[base]
         raise InputError(f"{where} is {value!r}; expected {what}")
     folder: Path = file.parent if file is not None else Path()
+    if key == "weights" and str(value) == RANDOM_WEIGHTS:
+        return Path(RANDOM_WEIGHTS)  # a word, not a file
     if base == "Path":
         return folder / str(value)
     if key in ("backbone", "target") and str(value).lower().endswith(_FILES):

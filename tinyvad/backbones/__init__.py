@@ -1,8 +1,8 @@
 """The backbones that tinyvad can build by name: ``BACKBONES[name].build(input_size=...)`` gives a Graph.
 
-``filter-bank`` holds its weights. The others are definitions with placeholders of zero, to count and to plan with;
-``tinyvad.backbones.weights.with_weights_from`` gives them the weights of an imported file. Any other network is
-used by importing its file as it is.
+``filter-bank`` holds its weights. The others are definitions with placeholders, to count and to plan with; some have
+weights of ours (``tinyvad.backbones.cards``), all can take those of a file (``tinyvad.backbones.source``). Any other
+network is used by importing its file as it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from tinyvad.backbones import filter_bank, mcunet, mobilenet_v2
+from tinyvad.backbones import cards, filter_bank, mcunet, mobilenet_v2, mobilenet_v3, phinet
 from tinyvad.errors import InputError
 from tinyvad.graph.ir import Graph
 
@@ -31,7 +31,7 @@ class BackboneInfo:
         mean, std: RGB, of pixels in [0, 1]; the network sees (pixel - mean) / std.
         parameters, mmacs: published figures at ``input_size``, ImageNet head included (10^6 multiply-accumulates).
         source: where weights, figures or formulas come from.
-        weights: "built in" or "from file".
+        built_in: ``build`` gives the network's values too.
     """
 
     name: str
@@ -43,7 +43,14 @@ class BackboneInfo:
     parameters: int
     mmacs: float
     source: str
-    weights: str
+    built_in: bool = False
+
+    @property
+    def weights(self) -> str:
+        """"built in", "trained" (tinyvad brings along weights of its own) or "none"."""
+        if self.built_in:
+            return "built in"
+        return "trained" if cards.has_weights(self.name) else "none"
 
 
 def _mcunet(net: str, *layers: str) -> BackboneInfo:
@@ -58,7 +65,20 @@ def _mcunet(net: str, *layers: str) -> BackboneInfo:
         parameters=published["parameters"],
         mmacs=published["mmacs"],
         source="MCUNet (NeurIPS 2020), github.com/mit-han-lab/mcunet",
-        weights="from file",
+    )
+
+
+def _mobilenet_v3(variant: str, parameters: int, mmacs: float, *layers: str) -> BackboneInfo:
+    return BackboneInfo(
+        name=f"mobilenet-v3-{variant}",
+        build=partial(mobilenet_v3.build, variant),
+        input_size=224,
+        layers=layers,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        parameters=parameters,
+        mmacs=mmacs,
+        source="MobileNetV3 (ICCV 2019), torchvision",
     )
 
 
@@ -73,7 +93,7 @@ BACKBONES: dict[str, BackboneInfo] = {
         parameters=9_525,
         mmacs=14.299,
         source="closed form: steerable Gaussian derivatives, scattering (tinyvad/backbones/filter_bank.py); no head",
-        weights="built in",
+        built_in=True,
     ),
     "mcunet-in0": _mcunet("in0", "block3", "block6", "block11"),
     "mcunet-in1": _mcunet("in1", "block2", "block4", "block9"),
@@ -90,7 +110,6 @@ BACKBONES: dict[str, BackboneInfo] = {
         parameters=3_504_872,
         mmacs=300.774,
         source="MobileNetV2 (CVPR 2018), torchvision",
-        weights="from file",
     ),
     "mobilenet-v2-0.35": BackboneInfo(
         name="mobilenet-v2-0.35",
@@ -102,7 +121,37 @@ BACKBONES: dict[str, BackboneInfo] = {
         parameters=750_280,
         mmacs=23.499,
         source="MobileNetV2 (CVPR 2018), baseline mbv2-w0.35 of github.com/mit-han-lab/mcunet (448 head channels)",
-        weights="from file",
+    ),
+    "mobilenet-v3-small": _mobilenet_v3("small", 2_542_856, 56.510, "features.1", "features.3", "features.8"),
+    "mobilenet-v3-large": _mobilenet_v3("large", 5_483_032, 216.590, "features.3", "features.6", "features.12"),
+    "phinet-1.2-0.5-6": BackboneInfo(
+        name="phinet-1.2-0.5-6",
+        build=partial(
+            phinet.build,
+            alpha=1.2,
+            beta=0.5,
+            t_zero=6,
+            downsampling_layers=(4, 5, 7),
+            name="phinet-1.2-0.5-6",
+        ),
+        input_size=224,
+        layers=("block4", "block5", "block6"),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        parameters=2_074_035,
+        mmacs=249.290,
+        source="PhiNets (ACM TECS 2022), github.com/micromind-toolkit/micromind",
+    ),
+    "phinet-mcu": BackboneInfo(
+        name="phinet-mcu",
+        build=phinet.build_mcu,
+        input_size=144,
+        layers=("block4", "block7", "block11"),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        parameters=160_008,
+        mmacs=21.297,
+        source="PhiNets (ACM TECS 2022), our own sizes for 200 KB of arena (tinyvad/backbones/phinet.py)",
     ),
 }
 

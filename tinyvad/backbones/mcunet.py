@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from tinyvad.backbones.assign import with_weights
 from tinyvad.backbones.blocks import classifier, conv_bn, inverted_residual
-from tinyvad.backbones.weights import with_weights
 from tinyvad.errors import InputError
 from tinyvad.graph.builder import GraphBuilder
 from tinyvad.graph.ir import Graph

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tinyvad.backbones.assign import with_weights
 from tinyvad.backbones.blocks import classifier, conv_bn, divisible, inverted_residual
-from tinyvad.backbones.weights import with_weights
 from tinyvad.graph.builder import GraphBuilder
 from tinyvad.graph.ir import Graph
 

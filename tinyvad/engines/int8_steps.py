@@ -1,8 +1,9 @@
 """What each op of an int8 Graph computes, in TFLite's integer arithmetic: a node in, a function of the values out.
 
 Source: TFLite's int8 quantisation specification, its reference kernels and TFLM. Where the two differ TFLM, which runs
-on the device, is followed: LiteRT's reference kernels round fully_connected once instead of twice, and compute the
-factors of mul and relu in float32, which decides ties otherwise (``tests/test_engines_int8.py`` runs such ties).
+on the device, is followed: LiteRT's reference kernels round fully_connected once instead of twice, compute the factors of
+mul and relu in float32 and make logistic's table in float32, which decides ties otherwise (``tests/test_engines_int8.py``
+runs such ties).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tinyvad.engines.int8_grid import (
 )
 from tinyvad.engines.int8_weighted import depthwise_step, matrix_step
 from tinyvad.errors import InputError
+from tinyvad.graph.curves import EVERY_VALUE, hard_swish_table, logistic_table
 from tinyvad.graph.fixed_point import multiply_by_quantized_multiplier, quantize_multiplier
 from tinyvad.graph.ir import Graph, Node
 from tinyvad.graph.shapes import nearest_indices
@@ -138,18 +140,17 @@ def _mean_step(graph: Graph, node: Node) -> Step:
 
 
 def _table_step(table: np.ndarray, name: str) -> Step:
-    """Any function of one int8 value: ``table`` (256,) int8 holds it for 0..127, then -128..-1."""
+    """Any function of one int8 value: ``table`` (256,) int8 in the order of ``tinyvad.graph.curves``."""
     return lambda values: table[values[name].view(np.uint8)]
 
 
 def _relu_step(graph: Graph, node: Node) -> Step:
     x, y = (int8_quantization(graph, name) for name in (node.inputs[0], node.output))
-    q = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int64)
     multiplier, shift = quantize_multiplier(float(x.scale[0]) / float(y.scale[0]))
     if 255 << max(shift, 0) > INT32_MAX:
         raise InputError(f"relu -> {node.output}: its scale {float(y.scale[0]):g} is too fine for the operand's")
     zero_point = int(y.zero_point[0])
-    scaled = multiply_by_quantized_multiplier(q - int(x.zero_point[0]), multiplier, shift) + zero_point
+    scaled = multiply_by_quantized_multiplier(EVERY_VALUE - int(x.zero_point[0]), multiplier, shift) + zero_point
     return _table_step(np.clip(scaled, max(-128, zero_point), 127).astype(np.int8), node.inputs[0])
 
 
@@ -158,9 +159,20 @@ def _relu6_step(graph: Graph, node: Node) -> Step:
     check_same_scale(graph, node)
     quantization = int8_quantization(graph, node.output)
     zero_point = int(quantization.zero_point[0])
-    q = np.arange(256, dtype=np.uint8).view(np.int8)
     high = min(127, zero_point + steps_to_six(quantization))
-    return _table_step(np.clip(q, zero_point, high).astype(np.int8), node.inputs[0])
+    return _table_step(np.clip(EVERY_VALUE, zero_point, high).astype(np.int8), node.inputs[0])
+
+
+def _logistic_step(graph: Graph, node: Node) -> Step:
+    x, y = (int8_quantization(graph, name) for name in (node.inputs[0], node.output))
+    if y.scale[0] != 1 / 256 or y.zero_point[0] != -128:
+        raise InputError(f"logistic -> {node.output}: int8 output must have scale 1/256 and zero point -128")
+    return _table_step(logistic_table(x), node.inputs[0])
+
+
+def _hard_swish_step(graph: Graph, node: Node) -> Step:
+    x, y = (int8_quantization(graph, name) for name in (node.inputs[0], node.output))
+    return _table_step(hard_swish_table(x, y, f"hard_swish -> {node.output}"), node.inputs[0])
 
 
 def _pad_step(graph: Graph, node: Node) -> Step:
@@ -212,6 +224,8 @@ _BUILDERS: dict[str, Callable[[Graph, Node], Step]] = {
     "mean": _mean_step,
     "relu": _relu_step,
     "relu6": _relu6_step,
+    "logistic": _logistic_step,
+    "hard_swish": _hard_swish_step,
     "pad": _pad_step,
     "concat": _concat_step,
     "reshape": _reshape_step,

@@ -1,29 +1,25 @@
 """The LiteRT engine: a .tflite file run by TFLite's own kernels; images in, the file's outputs out.
 
 With the *reference* kernels (BUILTIN_REF) int8 results are, bit for bit, those of the exact engine and of TFLM on the
-device, but for the operators of ``ROUNDED_OTHERWISE``. The *default* kernels (XNNPACK) are many times faster and round
-differently: most int8 values of a tapped map differ from the device's, by up to about ten steps. Fit and score with
-the exact ones.
+device, but for fully connected layers and for a few grids of mul, relu and logistic, which ``quantize`` does not choose
+(``tinyvad.graph.agreement``). The *default* kernels (XNNPACK) are many times faster and round differently: most int8 values
+of a tapped map differ from the device's, by up to about ten steps. Fit and score with the exact ones.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from tinyvad.errors import InputError
-from tinyvad.graph.tflite_file import TfliteFile, read_tflite
+from tinyvad.graph.agreement import logistic_agrees, mul_agrees, relu_agrees
+from tinyvad.graph.tflite_file import TfliteFile, TfliteOperator, read_tflite
 
 Kernels = Literal["reference", "default"]
-
-# Where LiteRT's reference kernels and TFLM part (tests/test_engines_litert.py shows both):
-# FULLY_CONNECTED rounds acc * (s_in * s_w / s_out) once, in double; TFLM rounds twice, in fixed point.
-# LOGISTIC is a table made in float; TFLM computes in fixed point: a few in a million values next to a tie differ.
-# MUL and RELU work out their factor in float32; TFLM in double.
-ROUNDED_OTHERWISE = ("FULLY_CONNECTED", "LOGISTIC", "MUL", "RELU")
 
 # ai_edge_litert is the successor of tflite_runtime, whose last wheels need NumPy 1
 _PACKAGES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
@@ -44,7 +40,7 @@ class LitertEngine:
 
     def __init__(self, model: bytes | str | Path, kernels: Kernels = "reference") -> None:
         self.file = read_tflite(model)
-        self.exact = kernels == "reference" and not any(o.op in ROUNDED_OTHERWISE for o in self.file.operators)
+        self.exact = kernels == "reference" and all(_is_exact(self.file, o) for o in self.file.operators)
         self._resolver = "BUILTIN_REF" if kernels == "reference" else "AUTO"
         self._model = model if isinstance(model, bytes) else Path(model).read_bytes()
         self._interpreter = self._start(keep_all=False)
@@ -97,6 +93,21 @@ class LitertEngine:
     def _run(self, interpreter: Any, image: np.ndarray) -> None:
         interpreter.set_tensor(self.file.inputs[0], np.ascontiguousarray(image[np.newaxis]))
         interpreter.invoke()
+
+
+def _is_exact(file: TfliteFile, operator: TfliteOperator) -> bool:
+    """Do the reference kernels compute of one operator what TFLM computes, whatever the values?
+
+    FULLY_CONNECTED rounds acc * (s_in * s_w / s_out) once, in double; TFLM twice, in fixed point. The others that may
+    differ: ``tinyvad.graph.agreement``.
+    """
+    agrees: dict[str, Callable[..., bool]] = {"MUL": mul_agrees, "RELU": relu_agrees, "LOGISTIC": logistic_agrees}
+    if operator.op not in agrees:
+        return operator.op != "FULLY_CONNECTED"
+    indices = operator.inputs if operator.op == "LOGISTIC" else (*operator.inputs, *operator.outputs)
+    tensors = [file.tensors[index] for index in indices]
+    grids = [tensor.quantization for tensor in tensors if tensor.dtype == "int8" and tensor.quantization is not None]
+    return len(grids) == len(tensors) and agrees[operator.op](*grids)
 
 
 def check_images(images: np.ndarray, file: TfliteFile) -> None:

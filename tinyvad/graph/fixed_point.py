@@ -62,6 +62,10 @@ def multiply_by_quantized_multiplier(
     """
     a, m, s = (np.asarray(value, np.int64) for value in (x, multiplier, shift))
     left, right = np.maximum(s, 0), np.maximum(-s, 0)
-    high = ((a << left) * m + (1 << 30)) >> 31
-    mask = (np.int64(1) << right) - 1
-    return (high >> right) + ((high & mask) > (mask >> 1) + (high < 0))
+    return rounding_divide(((a << left) * m + (1 << 30)) >> 31, right)
+
+
+def rounding_divide(x: np.ndarray, power: np.ndarray | int) -> np.ndarray:
+    """x / 2**power, rounded to the nearest integer, halves away from zero (gemmlowp's RoundingDivideByPOT); int64."""
+    mask = (np.int64(1) << np.asarray(power, np.int64)) - 1
+    return (x >> power) + ((x & mask) > (mask >> 1) + (x < 0))

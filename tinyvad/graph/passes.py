@@ -1,7 +1,8 @@
 """Passes: a Graph in, an equal but simpler Graph out; the one given is never changed.
 
 ``normalise`` is what an imported network goes through: batch norms folded into the weights before them, standalone
-activations and zero padding fused into the op that can carry them, hard-swish recognised, dead nodes dropped.
+activations and zero padding fused into the op that can carry them, hard-swish and hard-sigmoid recognised, dead nodes
+dropped.
 ``truncate`` keeps what a choice of layers needs. The layers themselves are described in ``tinyvad.graph.taps``, whose
 functions can be imported from here too.
 
@@ -10,6 +11,8 @@ Two ops are merged only if nothing else reads the value between them and it isn'
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,6 +35,7 @@ __all__ = [
     "default_layers",
     "fold_batchnorm",
     "fuse_activations",
+    "fuse_hard_sigmoid",
     "fuse_hard_swish",
     "fuse_pad",
     "layer_table",
@@ -111,6 +115,34 @@ def fuse_hard_swish(graph: Graph) -> Graph:
     return graph
 
 
+def fuse_hard_sigmoid(graph: Graph) -> Graph:
+    """Move a scale in front of a product into the weights of the convolution behind: conv(x * (k g)) = conv'(x * g).
+
+    A squeeze-and-excite gate relu6(g + 3) / 6 so becomes a ReLU6 of the gate's own convolution, whose bias holds the 3, and
+    the 1/6 costs nothing, exactly. The scale may also stand behind the product. It stays where a value on the way is an
+    output or is read by anything else, as that would change; the values on the way get new names, for they lose the factor.
+    """
+    graph = graph.copy()
+    for norm in [node for node in graph.nodes if node.op == "batch_norm"]:
+        scale, offset = (graph.constants[name] for name in norm.inputs[1:])  # (C,), (C,)
+        way = _way_to_weights(graph, norm)
+        if offset.any() or not _is_linear(norm) or not way:
+            continue
+        *between, reader = way
+        name = norm.inputs[0]
+        replaced: dict[int, Node] = {}  # by id: the nodes on the way and what they become
+        for old, made in zip(between, (norm.output, *(node.output for node in between))):
+            new = old.replace(inputs=tuple(name if read == made else read for read in old.inputs))
+            name = f"{old.output}:unscaled"
+            graph.tensors[name] = dataclasses.replace(graph.tensors[old.output], name=name)
+            replaced[id(old)] = new.replace(output=name)
+        weights = graph.constants[reader.inputs[1]]  # (..., C): all three keep the input's channels last
+        scaled = _add_constant(graph, reader, reader.inputs[1], (weights * scale).astype(np.float32))
+        replaced[id(reader)] = reader.replace(inputs=(name, scaled, *reader.inputs[2:]))
+        graph.nodes = [replaced.get(id(node), node) for node in graph.nodes if node is not norm]
+    return prune(graph)
+
+
 def fuse_pad(graph: Graph) -> Graph:
     """Move a zero pad into the pads of each conv2d or depthwise_conv2d that reads it.
 
@@ -183,13 +215,16 @@ def truncate(graph: Graph, layers: list[str]) -> Graph:
 
 
 def normalise(graph: Graph) -> Graph:
-    """All passes, in a fixed order, until nothing changes; then the batch norms that are left become depthwise ops."""
+    """All passes, in a fixed order, until nothing changes; then the batch norms that are left become depthwise ops.
+
+    Hard-sigmoids come last, as a hard-swish holds one.
+    """
     count = -1
     while count != len(graph.nodes):
         count = len(graph.nodes)
         for step in (fold_batchnorm, fuse_activations, fuse_hard_swish, fuse_pad, prune):
             graph = step(graph)
-    graph = fuse_pad(batchnorm_to_depthwise(graph))
+    graph = fuse_pad(batchnorm_to_depthwise(fuse_hard_sigmoid(graph)))
     graph.check()
     return graph
 
@@ -214,6 +249,29 @@ def _merge(graph: Graph, producer: Node, follower: Node, merged: Node) -> None:
     merged = merged.replace(output=follower.output)
     graph.nodes = [merged if node is producer else node for node in graph.nodes if node is not follower]
     del graph.tensors[producer.output]
+
+
+def _way_to_weights(graph: Graph, node: Node) -> list[Node]:
+    """The products behind ``node`` and then the weighted op that reads them alone; empty where it isn't so.
+
+    Vectors (1, C) may be turned into (1, 1, 1, C) on the way.
+    """
+    way: list[Node] = []
+    name = node.output
+    while name not in graph.outputs:
+        readers = graph.consumers(name)
+        if len(readers) != 1 or readers[0].inputs.count(name) != 1:
+            break
+        (reader,) = readers
+        way.append(reader)
+        if reader.op in FOLD_AXIS and reader.op != "batch_norm":
+            return way if graph.tensors[name].quantization is None else []
+        shape = graph.tensors[name].shape
+        is_vector = reader.op == "reshape" and shape[-1] == graph.tensors[reader.output].shape[-1] == math.prod(shape)
+        if not is_vector and (reader.op != "mul" or not _is_linear(reader)):
+            break
+        name = reader.output
+    return []
 
 
 def _add_constant(graph: Graph, reader: Node, name: str, value: np.ndarray) -> str:

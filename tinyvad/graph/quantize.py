@@ -2,9 +2,7 @@
 
 The rules, all of them:
 
-* **Ranges.** An activation's range is the smallest and largest value seen on the calibration images (good images only),
-  widened to hold 0. Defects reach further than good images: the tapped tensors get ``TAP_MARGIN`` more, and those
-  behind a ReLU6 ``RELU6_HEADROOM`` more, up to 6. Ops that copy values share the range of what they copy.
+* **Activations**: ``tinyvad.graph.grids``.
 * **Weights** are symmetric, one scale an output channel, [-127, 127]; biases int32 with scale s_in * s_w.
 * **Equalisation** (Nagel et al. 2019, section 4.1, for ReLU6): where a ReLU6 tensor feeds only a depthwise or an
   ordinary convolution, each channel is scaled up towards the full range before it is rounded, and the next weights are
@@ -29,43 +27,31 @@ Source of the arithmetic: TFLite's int8 quantisation specification.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from tinyvad.errors import InputError
 from tinyvad.graph.fixed_point import round_half_away
+from tinyvad.graph.grids import (
+    RELU6_HEADROOM,
+    WEIGHTED_OPS,
+    ChannelStatistics,
+    Statistics,
+    activation_grids,
+    affine_range,
+    constant_grid,
+    output_axis,
+    seen_of,
+    weight_scale,
+)
 from tinyvad.graph.ir import Graph, Node, Quantization, Tensor
 from tinyvad.graph.rounding import image_covariance, round_together
 
-TAP_MARGIN = 1.25
-RELU6_HEADROOM = 1.5
+__all__ = ["ChannelStatistics", "Statistics", "affine_range", "equalize", "quantize"]
+
 SHARE_OF_LARGEST = 0.5
 LARGEST_FACTOR = 1e3  # of equalisation
-SAME_SCALE_OPS = ("average_pool", "max_pool", "pad", "relu6", "reshape", "resize_nearest")
-WEIGHTED_OPS = ("conv2d", "depthwise_conv2d", "fully_connected")
 INT32_MAX = (1 << 31) - 1
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelStatistics:
-    """What calibration saw of one tensor, channel by channel: (C,) float64 arrays."""
-
-    low: np.ndarray
-    high: np.ndarray
-    mean: np.ndarray
-
-    def scaled(self, factors: np.ndarray, ceiling: float) -> ChannelStatistics:
-        """The statistics after channel c is multiplied by factors[c] > 0 and clipped to [0, ceiling]."""
-        return ChannelStatistics(
-            np.clip(self.low * factors, 0, ceiling),
-            np.clip(self.high * factors, 0, ceiling),
-            np.clip(self.mean * factors, 0, ceiling),
-        )
-
-
-Statistics = Mapping[str, ChannelStatistics]
 
 
 def equalize(graph: Graph, statistics: Statistics) -> tuple[Graph, dict[str, ChannelStatistics]]:
@@ -82,7 +68,7 @@ def equalize(graph: Graph, statistics: Statistics) -> tuple[Graph, dict[str, Cha
         consumer = _equalizable(graph, node)
         if consumer is None:
             continue
-        seen = _seen(graph, statistics, node.output)
+        seen = seen_of(graph, statistics, node.output)
         reach = np.maximum(seen.high, SHARE_OF_LARGEST * seen.high.max()) * RELU6_HEADROOM  # (C,)
         factors = np.clip(6.0 / np.maximum(reach, 1e-6), 1.0, LARGEST_FACTOR)
         if consumer.op == "conv2d":
@@ -126,9 +112,10 @@ def quantize(
         Graph whose activations are int8 and whose weights and biases are int8 and int32 constants.
 
     Raises:
-        InputError: an activation without statistics, a batch norm that was not folded, or a concat of the input.
+        InputError: an activation without statistics, a batch norm that was not folded, or a concat of the input or of a
+            logistic's output with others.
     """
-    quantizations = _activation_quantizations(graph, statistics, input_quantization)
+    quantizations = activation_grids(graph, statistics, input_quantization)
     result = graph.copy(nodes=[])
     for name, quantization in quantizations.items():
         result.tensors[name] = dataclasses.replace(result.tensors[name], dtype="int8", quantization=quantization)
@@ -136,80 +123,19 @@ def quantize(
         if node.op == "batch_norm":
             raise InputError(f"batch_norm -> {node.output} could not be folded into the layer before it")
         if node.op in WEIGHTED_OPS:
-            means = _seen(graph, statistics, node.inputs[0]).mean if bias_correction else None
+            means = seen_of(graph, statistics, node.inputs[0]).mean if bias_correction else None
             node = _with_int8_weights(result, graph, node, quantizations[node.inputs[0]], means)
         else:
             for name in node.inputs:
                 if name in graph.constants:
                     values = graph.constants[name]
-                    _store(result, name, values, affine_range(float(values.min()), float(values.max())), "int8")
+                    _store(result, name, values, constant_grid(values), "int8")
         result.nodes.append(node)
     used = {name for node in result.nodes for name in node.inputs}
     for name in graph.constants:
         if name not in used:
             del result.constants[name], result.tensors[name]
     return result
-
-
-def affine_range(low: float, high: float) -> Quantization:
-    """The int8 scale and zero point whose 256 steps cover [low, high] and 0."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32(max((high - low) / 255.0, 1e-8))
-    zero_point = int(np.clip(round_half_away(-128 - low / float(scale)), -128, 127))
-    return Quantization.per_tensor(float(scale), zero_point)
-
-
-def _activation_quantizations(graph: Graph, statistics: Statistics, first: Quantization) -> dict[str, Quantization]:
-    """Scale and zero point of every activation; tensors whose values TFLite copies into each other share them."""
-    leader = {name: name for name in graph.activations}
-
-    def find(name: str) -> str:
-        while leader[name] != name:
-            name = leader[name]
-        return name
-
-    for node in graph.nodes:
-        if node.op in SAME_SCALE_OPS or node.op == "concat":
-            for name in node.inputs:
-                if name in leader:
-                    leader[find(name)] = find(node.output)
-    groups: dict[str, list[str]] = {}
-    for name in graph.activations:
-        groups.setdefault(find(name), []).append(name)
-    fixed = find(graph.inputs[0])
-    result = {}
-    for head, members in groups.items():
-        if head == fixed:
-            strange = [name for name in members if (made := graph.producer(name)) and made.op not in SAME_SCALE_OPS]
-            if strange:
-                raise InputError(
-                    f"{strange[-1]} must share the int8 grid of the network's input with it; tap an earlier layer"
-                )
-            quantization = first
-        else:
-            ranges = [_range(graph, statistics, name) for name in members]
-            quantization = affine_range(min(low for low, _ in ranges), max(high for _, high in ranges))
-        result.update(dict.fromkeys(members, quantization))
-    return result
-
-
-def _range(graph: Graph, statistics: Statistics, name: str) -> tuple[float, float]:
-    """Smallest and largest real value that a tensor's grid should hold."""
-    seen, node = _seen(graph, statistics, name), graph.producer(name)
-    margin = TAP_MARGIN if name in graph.outputs else 1.0
-    low, high = float(seen.low.min()) * margin, float(seen.high.max()) * margin
-    if node is not None and node.attributes.get("activation") == "relu6":
-        high = min(float(seen.high.max()) * max(margin, RELU6_HEADROOM), 6.0)
-    return low, high
-
-
-def _seen(graph: Graph, statistics: Statistics, name: str) -> ChannelStatistics:
-    if name not in statistics:
-        raise InputError(f"graph {graph.name}: calibration saw nothing of {name}")
-    seen = statistics[name]
-    if not (np.isfinite(seen.low).all() and np.isfinite(seen.high).all()):
-        raise InputError(f"graph {graph.name}: calibration saw values of {name} that are not finite; the file is damaged")
-    return seen
 
 
 def _uses(graph: Graph, constant: str) -> int:
@@ -233,8 +159,8 @@ def _with_int8_weights(result: Graph, graph: Graph, node: Node, x: Quantization,
     """``node`` reading int8 weights and int32 biases, which are added to ``result``."""
     x_name, w_name, b_name = node.inputs
     weights, bias = graph.constants[w_name].astype(np.float64), graph.constants[b_name].astype(np.float64)
-    axis = 3 if node.op == "depthwise_conv2d" else 0
-    scale = _weight_scale(weights, bias, axis, float(x.scale[0]))  # (O,) float32
+    axis = output_axis(node)
+    scale = weight_scale(weights, bias, axis, float(x.scale[0]))  # (O,) float32
     by_channel = [1] * weights.ndim
     by_channel[axis] = -1
     real_scale = scale.astype(np.float64).reshape(by_channel)
@@ -258,12 +184,3 @@ def _with_int8_weights(result: Graph, graph: Graph, node: Node, x: Quantization,
     limit = INT32_MAX * bias_scale.astype(np.float64)
     _store(result, b_name, np.clip(bias, -limit, limit), Quantization(bias_scale, zeros, 0), "int32")
     return node.replace(inputs=(x_name, w_name, b_name))
-
-
-def _weight_scale(weights: np.ndarray, bias: np.ndarray, axis: int, in_scale: float) -> np.ndarray:
-    """(O,) float32: the largest weight of a channel is 127 steps.
-
-    A channel of tiny weights and a large bias gets a coarser scale, or its bias would leave int32.
-    """
-    largest = np.abs(weights).max(tuple(i for i in range(weights.ndim) if i != axis))
-    return np.maximum(np.maximum(largest / 127, np.abs(bias) / (in_scale * (1 << 30))), 1e-12).astype(np.float32)

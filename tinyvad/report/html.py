@@ -28,8 +28,9 @@ def write_report(path: Path, report: dict[str, Any], cases: Sequence[Case]) -> N
 
     Args:
         path: report.html.
-        report: plain values: ``title``, ``tinyvad``, ``method {name, description, settings}``, ``backbone {name,
-            source, layers, macs, parameters, note}``, ``preprocessing``, ``grid``, ``thresholds {raw, score, rule,
+        report: plain values: ``title``, ``tinyvad``, ``warnings [text]``, ``method {name, description, settings}``,
+            ``backbone {name, source, layers, macs, parameters, quality, tried [{name, quality, image_size, arena_bytes,
+            flash_bytes, why_not, chosen}], note}``, ``preprocessing``, ``grid``, ``thresholds {raw, score, rule,
             quantile, n_held_out}``, ``dataset {name, n_train, n_test_good, n_test_anomalous, skipped}``, ``scores
             {held_out, test [{image_path, label, defect, pred_score, pred_label}]}``, ``metrics``, ``budget``
             (``Budget.to_dict``), ``memory`` (see ``svg_memory.memory_map``; also ``tail_bytes``, ``tail``), ``layers
@@ -108,7 +109,8 @@ def _headline(report: dict[str, Any]) -> str:
         cells.append(
             _cell("Multiply-accumulates", millions((report.get("backbone") or {}).get("macs")), "an image")
         )
-    return f'<section id="summary"><div class="card headline">{"".join(cells)}</div></section>'
+    warnings = "".join(f'<p class="card warning">{escape(text)}</p>' for text in report.get("warnings") or [])
+    return f'<section id="summary">{warnings}<div class="card headline">{"".join(cells)}</div></section>'
 
 
 def _cell(label: str, value: str, note: str, raw: bool = False) -> str:
@@ -147,6 +149,7 @@ def _facts(report: dict[str, Any]) -> str:
     network += [
         ("MACs", millions(backbone.get("macs")) if backbone.get("macs") is not None else None),
         ("parameters", count(backbone.get("parameters")) if backbone.get("parameters") is not None else None),
+        ("feature quality", ratio(backbone["quality"]) if backbone.get("quality") is not None else None),
         ("grid", " × ".join(map(str, report["grid"])) if report.get("grid") else None),
         ("note", backbone.get("note")),
     ]
@@ -167,7 +170,7 @@ def _facts(report: dict[str, Any]) -> str:
     ]
     cards = [
         card("Method", description, facts([("name", method.get("name")), *(method.get("settings") or {}).items()])),
-        card("Backbone", facts(network)),
+        card("Backbone", facts(network), _tried(backbone.get("tried") or [])),
         card("Target", facts(target)),
         card("Preprocessing", facts((report.get("preprocessing") or {}).items())),
         card("Threshold", facts(thresholds.items())),
@@ -176,6 +179,26 @@ def _facts(report: dict[str, Any]) -> str:
     body = "".join(cards)
     grid = f'<div class="grid three">{body}</div>' if body else ""
     return section("facts", "How it was built", "", grid)
+
+
+def _tried(tried: Sequence[dict[str, Any]]) -> str:
+    """What ``--backbone auto`` chose among."""
+    if not tried:
+        return ""
+    rows = [
+        [
+            escape(one.get("name")),
+            ratio(one.get("quality")),
+            count(one.get("image_size")),
+            size(one.get("arena_bytes")),
+            size(one.get("flash_bytes")),
+            escape(", ".join(word for word in ("chosen" if one.get("chosen") else "", one.get("why_not")) if word)),
+        ]
+        for one in tried
+    ]
+    head = ["network", "quality", "px", "arena", "network with bank", ""]
+    networks = "1 network" if len(tried) == 1 else f"{len(tried)} networks"
+    return details(f"chosen among {networks}", table(head, rows, (1, 2, 3, 4), caption="Networks that were planned"))
 
 
 def _skipped(skipped: Sequence[Sequence[str]]) -> str:

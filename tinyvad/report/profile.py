@@ -1,4 +1,4 @@
-"""What a build costs, as text: ``{title, budget, memory, latency}`` in, a table, Markdown, JSON or JUnit out.
+"""What a build costs, as text: ``{title, warnings, budget, memory, latency}`` in, a table, Markdown, JSON or JUnit out.
 
 ``budget`` is ``Budget.to_dict()``, ``memory`` the arena's figures, ``latency`` an estimate or None. The six columns
 are those of ST's model zoo: Activation RAM (with input and output), Runtime RAM (everything else in RAM), Weights
@@ -135,7 +135,7 @@ def sections(report: dict[str, Any]) -> list[Section]:
 def to_table(report: dict[str, Any]) -> str:
     """A profile for a terminal."""
     budget = report.get("budget") or {}
-    lines = [_flat(_line(report))]
+    lines = [_flat(_line(report)), *(f"  warning: {_flat(warning)}" for warning in report.get("warnings") or [])]
     lines += [f"  {_flat(problem)}" for problem in budget.get("problems") or []]
     for section in sections(report):
         rows = [section.head, *(tuple(_flat(cell) for cell in row) for row in section.rows)]
@@ -154,6 +154,8 @@ def to_markdown(report: dict[str, Any]) -> str:
     """A profile as Markdown, for a pull request's comment."""
     budget = report.get("budget") or {}
     lines = [f"### {_cell(_line(report))}"]
+    for warning in report.get("warnings") or []:
+        lines += ["", f"**Warning:** {_cell(warning)}"]
     problems = budget.get("problems") or []
     lines += ["", *(f"- {_cell(problem)}" for problem in problems)] if problems else []
     for section in sections(report):
@@ -214,6 +216,9 @@ def to_junit(report: dict[str, Any]) -> str:
         if failure:
             text = clean(failure)
             ElementTree.SubElement(case, "failure", message=text.split("\n")[0], type="OverBudget").text = text
+    warnings = [clean(warning) for warning in report.get("warnings") or []]
+    if warnings:
+        ElementTree.SubElement(suite, "system-out").text = "\n".join(f"warning: {warning}" for warning in warnings)
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
