@@ -35,7 +35,7 @@ bench: $(DEV)
 	$(BIN)/python benchmarks/bench_engine.py --out benchmarks/results/engine.md
 	$(BIN)/python benchmarks/bench_search.py --out benchmarks/results/search.md
 	$(BIN)/python benchmarks/methods_table.py --data $(DATA) --backbone $(BACKBONE) --out benchmarks/results
-	$(BIN)/python benchmarks/build_table.py --data $(DATA) --out benchmarks/results
+	$(BIN)/python benchmarks/build_table.py --data $(DATA) --backbone auto --backbone $(BACKBONE) --out benchmarks/results
 	$(BIN)/python benchmarks/backbone_table.py --data $(DATA) --teacher $(BACKBONE) --out benchmarks/results
 
 wheel: $(DEV)

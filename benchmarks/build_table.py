@@ -1,6 +1,6 @@
 """What `tinyvad build` makes by itself of each category for each target: quality with the exact engine, bytes, seconds.
 
-    python benchmarks/build_table.py --data DIR --backbone FILE.onnx --targets stm32h743,stm32f746 --out benchmarks/results
+    python benchmarks/build_table.py --data DIR --backbone auto --backbone FILE.onnx --out benchmarks/results
 
 Writes builds.md. Quality is that of `tinyvad eval BUILD --engine int8`; nothing is chosen on test images.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,44 +38,44 @@ class Clock:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--backbone", action="append", help="repeatable; default: auto, tinyvad's own weights")
     parser.add_argument("--targets", default="stm32h743,stm32f746")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     lines = [
         "# Builds as `tinyvad build` makes them",
         "",
-        f"Backbone {Path(arguments.backbone).stem}; size, grid and d by rule. Exact int8 engine; 'engines': whether",
-        "LiteRT's reference kernels and TFLM gave the same integers.",
+        "Size, grid and d by rule; with `auto` the backbone too. Exact int8 engine; 'engines': whether LiteRT's reference",
+        "kernels and TFLM gave the same integers.",
         "",
-        "    python benchmarks/build_table.py --data DIR --backbone FILE.onnx --out benchmarks/results",
+        "    python benchmarks/build_table.py --data DIR --backbone auto --backbone FILE.onnx --out benchmarks/results",
         "",
     ]
-    for target in arguments.targets.split(","):
-        rows = [measure(arguments, target, dataset.name) for dataset in find_datasets(arguments.data)]
-        lines += table(target, rows)
+    for target, backbone in product(arguments.targets.split(","), arguments.backbone or ["auto"]):
+        rows = [measure(arguments.data, backbone, target, dataset.name) for dataset in find_datasets(arguments.data)]
+        lines += table(f"{target}, {Path(backbone).stem}", rows)
     write_text(arguments.out / "builds.md", "\n".join(lines) + "\n")
 
 
-def measure(arguments: argparse.Namespace, target: str, category: str) -> dict[str, Any]:
+def measure(data: Path, backbone: str, target: str, category: str) -> dict[str, Any]:
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        project = Project(data=arguments.data, category=category, backbone=arguments.backbone, target=target,
-                          out=Path(folder) / "build")  # fmt: skip
+        out = Path(folder) / "build"
+        project = Project(data=data, category=category, backbone=backbone, target=target, out=out)
         report = build(project, clock)[0].report
     print(target, category, report["metrics"]["image_AUROC"], clock.seconds, flush=True)
     return {"category": category, "report": report, "seconds": clock.seconds}
 
 
-def table(target: str, rows: list[dict[str, Any]]) -> list[str]:
+def table(title: str, rows: list[dict[str, Any]]) -> list[str]:
     first = rows[0]["report"]
     size, grid = first["preprocessing"]["height"], first["grid"][0]
     b, d = first["budget"], first["method"]["settings"].get("dimensions")
     lines = [
-        f"## {target}",
+        f"## {title}",
         "",
-        f"{size} px, {grid}x{grid} cells, {first['method']['name']} d = {d}; RAM {b['ram_used']:,} of "
-        f"{b['ram_available']:,} B, flash {b['flash_used']:,} of {b['flash_available']:,} B.",
+        f"{first['backbone']['source']}: {size} px, {grid}x{grid} cells, {first['method']['name']} d = {d};",
+        f"RAM {b['ram_used']:,} of {b['ram_available']:,} B, flash {b['flash_used']:,} of {b['flash_available']:,} B.",
         "",
         "| category | good | image AUROC | pixel F1Max | AUPRO | false alarm | missed | engines | features s | fit s | s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",

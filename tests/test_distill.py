@@ -30,6 +30,11 @@ from tinyvad.graph.builder import GraphBuilder
 from tinyvad.graph.ir import Graph
 from tinyvad.graph.passes import normalise, truncate
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 needs_keras = pytest.mark.skipif(
     subprocess.run([sys.executable, "-c", "import keras, tensorflow"], capture_output=True).returncode != 0,
     reason="Keras with TensorFlow is not installed: pip install 'tinyvad[tensorflow]'",
@@ -121,6 +126,35 @@ def test_unreadable_files_are_named_and_others_take_their_place(photos: Path, tm
     assert list(pictures.skipped) == [tmp_path / "broken.png"]
     with pytest.raises(InputError, match=r"none of the images can be read: .*broken\.png"):
         views(Pictures([tmp_path], 0, 0), (0,), 1, 32)
+
+
+def test_one_readable_file_among_many_is_found(photos: Path, tmp_path: Path) -> None:
+    for i in range(300):
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    (tmp_path / "photo.png").write_bytes((photos / "0.png").read_bytes())
+    assert views(Pictures([tmp_path], 0, 0), (0,), 3, 32).shape == (3, 32, 32, 3)
+
+
+def test_a_file_of_two_folders_counts_once(photos: Path) -> None:
+    twice = Pictures([photos, photos, photos / ".." / photos.name], 0, 0)
+    assert len(twice) == 6 and twice.paths == Pictures([photos], 0, 0).paths
+
+
+def test_digests_tell_changed_files(photos: Path, tmp_path: Path) -> None:
+    for path in photos.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    first = Pictures([tmp_path], 0, 0).digest()
+    assert first.startswith("6 files (") and first == Pictures([tmp_path], 7, 1).digest()
+    with (tmp_path / "3.png").open("ab") as file:
+        file.write(b" ")
+    assert Pictures([tmp_path], 0, 0).digest() != first
+
+
+def test_the_cache_counts_what_pillow_keeps(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyvad.distill.views.CACHE_BYTES", 2 * 90 * 70 * 4)
+    pictures = Pictures([photos], 0, 0)
+    views(pictures, (0,), 20, 32)
+    assert len(pictures._kept) == 2 and pictures._bytes == 2 * 90 * 70 * 4
 
 
 # ------------------------------------------------------------------------------------------------ targets
@@ -220,24 +254,40 @@ def test_distil_from_the_command_line(small: None, teacher: Path, photos: Path, 
 
 
 @needs_keras
-@pytest.mark.parametrize("stop", [1, 8])
 def test_a_stopped_training_goes_on_to_the_same_weights(
-    small: None, teacher: Path, photos: Path, tmp_path: Path, stop: int
+    small: None, teacher: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = train.Recipe(((str(teacher), None),), "tiny", None, (str(photos),), 0, 64, 12, 4)
+    monkeypatch.setattr(train, "HISTORY_POINTS", 3)  # each the mean of 4 steps
+    stops = [1, 8, 11]
 
     def stopped(stage: str, done: int, total: int) -> None:
-        if stage == "training" and done == stop:
+        if stage == "training" and done == stops[0]:
+            del stops[0]
             raise InterruptedError
 
     whole = train.distil(recipe, tmp_path / "whole.checkpoint")
-    with pytest.raises(InterruptedError):
-        train.distil(recipe, tmp_path / "stopped.checkpoint", every=0, progress=stopped)
+    while stops:
+        with pytest.raises(InterruptedError):
+            train.distil(recipe, tmp_path / "stopped.checkpoint", every=0, progress=stopped)
     again = train.distil(recipe, tmp_path / "stopped.checkpoint")
-    assert [point[0] for point in again.history] == list(range(1, 13))
+    assert [point[0] for point in again.history] == [4, 8, 12]
     np.testing.assert_allclose(again.history, whole.history, rtol=1e-3)
     for name, values in whole.definition.constants.items():
         np.testing.assert_allclose(again.definition.constants[name], values, rtol=2e-3, atol=2e-4)
+
+
+@needs_keras
+def test_a_single_layer_at_an_odd_size(small: None, teacher: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "student.npz"
+    more = ("--student-layers", "c", "--image-size", "100", "--note", "not UTF-8: \udc80, DEL: \x7f")
+    given = flags(teacher, photos, out, *more)
+    given[given.index("a,b,c")] = "c"
+    result = CliRunner().invoke(main, given)
+    assert result.exit_code == 0, result.output
+    card = tomllib.loads(out.with_suffix(".toml").read_text(encoding="utf-8"))
+    assert [(layer["name"], layer["stride"]) for layer in card["layers"]] == [("c", 16)]  # of 7 cells
+    assert card["licence"] == ["not UTF-8: ?, DEL: \x7f"] and len(card["training"]["final_loss"]) == 1
 
 
 @needs_keras
@@ -254,11 +304,71 @@ def test_checkpoints_of_another_training_are_refused(small: None, teacher: Path,
     train.distil(recipe, checkpoint, every=0)
     before = checkpoint.read_bytes()
     with pytest.raises(InputError, match=r"x\.checkpoint is of a training with seed 0, not 1"):
-        train.distil(train.dataclasses.replace(recipe, seed=1), checkpoint)
+        train.distil(dataclasses.replace(recipe, seed=1), checkpoint)
     assert checkpoint.read_bytes() == before
     checkpoint.write_bytes(before[:100])
     with pytest.raises(InputError, match=r"x\.checkpoint is no checkpoint"):
         train.distil(recipe, checkpoint)
+    np.save(checkpoint.open("wb"), np.zeros(3))
+    with pytest.raises(InputError, match=r"x\.checkpoint is no checkpoint"):
+        train.distil(recipe, checkpoint)
+
+
+@needs_keras
+def test_checkpoints_of_other_files_or_another_network_are_refused(
+    small: None, teacher: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, taught, checkpoint = tmp_path / "photos", tmp_path / "teacher.onnx", tmp_path / "x.checkpoint"
+    folder.mkdir()
+    for path in photos.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    taught.write_bytes(teacher.read_bytes())
+    recipe = train.Recipe(((str(taught), None),), "tiny", None, (str(folder),), 0, 64, 2, 4)
+    train.distil(recipe, checkpoint)
+    (folder / "7.png").write_bytes((photos / "0.png").read_bytes())
+    with pytest.raises(InputError, match=r"training with image files 6 files \(.*\), not 7 files"):
+        train.distil(recipe, checkpoint)
+    (folder / "7.png").unlink()
+    taught.write_bytes(teacher.read_bytes() + b"\x72\x00")  # an empty field of metadata more
+    with pytest.raises(InputError, match="training with teacher files "):
+        train.distil(recipe, checkpoint)
+    taught.write_bytes(teacher.read_bytes())
+    monkeypatch.setitem(BACKBONES, "tiny", dataclasses.replace(get_backbone("mcunet-in0"), name="tiny"))
+    with pytest.raises(InputError, match=r"x\.checkpoint is of another version of tiny"):
+        train.distil(recipe, checkpoint)
+
+
+@needs_keras
+def test_no_training_without_a_readable_held_out_image(small: None, teacher: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0.png").write_bytes(b"broken")
+    (tmp_path / "photos" / "1.png").write_bytes((photos / "1.png").read_bytes())
+    recipe = train.Recipe(((str(teacher), None),), "tiny", None, (str(tmp_path / "photos"),), 0, 64, 2, 4)
+    with pytest.raises(InputError, match=r"none of the images can be read: .*0\.png"):
+        train.distil(recipe, tmp_path / "x.checkpoint")
+    assert not (tmp_path / "x.checkpoint").exists()
+
+
+@needs_keras
+def test_weights_are_written_last_and_nothing_of_others_is_replaced(
+    small: None, teacher: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "tinyvad.npz"
+    (tmp_path / "tinyvad.toml").write_text("a project")
+    result = CliRunner().invoke(main, flags(teacher, photos, out))
+    assert result.exit_code == 2 and "tinyvad.toml exists" in result.output
+    (tmp_path / "tinyvad.toml").unlink()
+
+    def full(path: Path, data: bytes) -> None:
+        raise InputError(f"cannot write {path}: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "write_bytes", full)
+        result = CliRunner().invoke(main, flags(teacher, photos, out))
+    assert result.exit_code == 2 and "No space left" in result.output and not out.exists()
+    result = CliRunner().invoke(main, flags(teacher, photos, out))  # goes on from the checkpoint of the last step
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tinyvad.npz", "tinyvad.svg", "tinyvad.toml"]
 
 
 @needs_keras
@@ -267,9 +377,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(
 ) -> None:
     recipe = train.Recipe(((str(teacher), None),), "tiny", None, (str(photos),), 0, 64, 3, 4)
     checkpoint = tmp_path / "x.checkpoint"
-    train.distil(train.dataclasses.replace(recipe, steps=3), checkpoint, every=0)
+    train.distil(recipe, checkpoint, every=0)
     before = checkpoint.read_bytes()
-    state = train._State(recipe, checkpoint, [])
+    state = train._State(recipe, {}, checkpoint, [])
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
@@ -292,6 +402,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(
         (("--teacher", "absent.onnx"), "absent.onnx"),
         (("--images", "absent"), "absent is not a folder"),
         (("--loss", "l1"), "--loss is l1, must be one of"),
+        (("--seed", "4294967296"), "--seed is 4294967296, must be 0 to 4294967295"),
         (("--steps", "0"), "--steps is 0, must be at least 1"),
         (("--image-size", "16"), "--image-size is 16, must be 32 to 512"),
         (("--out", "weights.bin"), "give a name that ends in .npz"),

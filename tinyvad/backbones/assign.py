@@ -48,8 +48,16 @@ def random_weights(graph: Graph, seed: int) -> Graph:
             shape = values[node.inputs[1]].shape
             fan_in = np.prod(shape[1:3] if node.op == "depthwise_conv2d" else shape[1:])
             he = np.float32(np.sqrt(2 / fan_in))
-            values[node.inputs[1]] = he * rng.standard_normal(shape, np.float32)
+            gate = np.float32(1 / 6 if _reads_gated(graph, node) else 1)
+            values[node.inputs[1]] = he * gate * rng.standard_normal(shape, np.float32)
     return with_weights(graph, values)
+
+
+def _reads_gated(graph: Graph, node: Node) -> bool:
+    """True for the layer behind a hard-sigmoid gate, whose values definitions hold six times as large."""
+    product = graph.producer(node.inputs[0])
+    gate = graph.producer(product.inputs[1]) if product is not None and product.op == "mul" else None
+    return gate is not None and gate.attributes.get("activation") == "relu6"
 
 
 def with_weights_from(definition: Graph, imported: Graph) -> Graph:

@@ -27,12 +27,14 @@ def distill(
     """Train and finish; returns the card, and the image files that could not be read with their reasons.
 
     Raises:
-        InputError: wrong use (see ``distil`` and ``finish``), an ``out`` that is no .npz or exists already.
+        InputError: wrong use (see ``distil`` and ``finish``), an ``out`` that is no .npz, or files in its place.
     """
     if out.suffix != ".npz":
         raise InputError(f"--out {out}: weights are .npz files; give a name that ends in .npz")
-    if out.exists():
-        raise InputError(f"--out {out} exists; give another name, or remove it to train anew")
+    checkpoint, beside = out.with_suffix(".checkpoint"), [out.with_suffix(".toml"), out.with_suffix(".svg")]
+    for path in [out] if checkpoint.exists() else [out, *beside]:  # a training that was stopped at its end left those
+        if path.exists():
+            raise InputError(f"--out {out}: {path} exists; give another name, or remove it to train anew")
     if layers and len(layers) != len(teachers):
         raise InputError(f"--layers is given {len(layers)} times for {len(teachers)} --teacher: one each, or none")
     chosen: list[tuple[str, ...] | None] = [tuple(names.split(",")) for names in layers]
@@ -42,7 +44,6 @@ def distill(
         folders=tuple(folders),
         **settings,
     )
-    checkpoint = out.with_suffix(".checkpoint")
     trained = distil(recipe, checkpoint, threads=threads(), progress=progress)
     card = finish(recipe, trained, out, _command(recipe, out), notes, check, threads())
     checkpoint.unlink()

@@ -30,6 +30,7 @@ from tinyvad.export.onnx import to_onnx
 from tinyvad.files import write_bytes, write_text
 from tinyvad.graph.ir import Graph
 from tinyvad.graph.passes import normalise
+from tinyvad.graph.taps import layer_table
 from tinyvad.images import Preprocessing, apply_table
 
 CALIBRATION, CHECK, CHECK_VIEWS = 21, 22, 64  # second parts of the views' keys, and their number
@@ -54,7 +55,8 @@ def finish(
     """
     info = get_backbone(recipe.student)
     graph = normalise(trained.definition)
-    stored: dict[str, Any] = {name: array.astype(np.float16) for name, array in graph.constants.items()}
+    with np.errstate(over="ignore"):  # told below
+        stored: dict[str, Any] = {name: array.astype(np.float16) for name, array in graph.constants.items()}
     for name, array in stored.items():
         if not np.isfinite(array).all():
             raise InputError(f"{recipe.student}: {name} holds values beyond float16; train with a lower --learning-rate")
@@ -62,6 +64,7 @@ def finish(
     engine = OnnxEngine(to_onnx(graph).SerializeToString(), threads)
 
     sizes = map_sizes(graph)
+    strides = {row.name: row.stride for row in layer_table(graph)}
     specs = [(spec, list(layers) if layers else None) for spec, layers in recipe.teachers]
     teachers = Teachers(specs, recipe.image_size, sizes, threads)
     shares = explained(
@@ -79,13 +82,13 @@ def finish(
         "licence": list(notes),
         "quality": round(float(np.mean(shares)), 4),
         "layers": [
-            {"name": name, "stride": recipe.image_size // size[0], "channels": graph.tensors[name].shape[3],
+            {"name": name, "stride": strides[name], "channels": graph.tensors[name].shape[3],
              "teacher": targets, "explained": round(share, 4)}
-            for name, size, targets, share in zip(graph.outputs, sizes, trained.targets, shares)
+            for name, targets, share in zip(graph.outputs, trained.targets, shares)
         ],
         "training": {
-            "teachers": [f"{name} (SHA-256 {digest})" for name, digest in trained.teachers],
-            "images": len(trained.training.paths) + len(trained.held_out.paths),
+            "teachers": [f"{name} (SHA-256 {digest})" if digest else name for name, digest in trained.teachers],
+            "images": len({*trained.training.paths, *trained.held_out.paths}),
             "folders": [Path(folder).name for folder in recipe.folders],
             "generated": recipe.generated,
             "steps": recipe.steps,
@@ -103,9 +106,9 @@ def finish(
         ratios = signal_to_noise(graph, engine, preprocessing, trained.training, trained.held_out, recipe.seed)
         for layer, ratio in zip(card["layers"], ratios):
             layer["int8_snr_db"] = round(ratio, 2)
-    write_bytes(out, buffer.getvalue())
     write_text(out.with_suffix(".svg"), loss_picture(recipe.student, trained.layers, trained.history))
     write_text(out.with_suffix(".toml"), _toml(card))
+    write_bytes(out, buffer.getvalue())  # last: where weights are, the others are
     return card
 
 
@@ -117,7 +120,7 @@ def signal_to_noise(
     calibrated = quantize_on(graph, preprocessing, views(training, (seed, CALIBRATION), CHECK_VIEWS, size))
     images = views(held_out, (seed, CHECK), CHECK_VIEWS, size)
     exact = Int8Engine(calibrated.graph).features(apply_table(images, calibrated.table))
-    floats = engine.features(np.stack([preprocessing.float_input(image) for image in images]))
+    floats = engine.features(preprocessing.float_input(images))
     ratios = []
     for name, q, real in zip(graph.outputs, exact, floats):
         grid = calibrated.graph.tensors[name].quantization
@@ -138,5 +141,6 @@ def _toml(card: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    """Numbers, texts and lists of them: JSON's form of these is TOML's too."""
-    return json.dumps(value, ensure_ascii=False)
+    """Numbers, texts and lists of them: JSON's form of these is TOML's too, but for DEL and bytes that are no UTF-8."""
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return text.encode("utf-8", "replace").decode("utf-8")

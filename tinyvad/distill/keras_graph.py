@@ -20,7 +20,6 @@ from tinyvad.graph.ir import Graph, Node
 
 EPSILON = 1e-3  # of batch norm: it ends in the folded weights, so any positive value serves
 MOMENTUM = 0.99
-ACTIVATIONS = ("none", "relu", "relu6")
 
 
 def import_keras() -> Any:

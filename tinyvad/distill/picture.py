@@ -13,7 +13,7 @@ WINDOW = 9  # points: the bold line is their median
 
 
 def loss_picture(title: str, layers: Sequence[str], history: Sequence[Sequence[float]]) -> str:
-    """Losses over steps, the axis from 0 to a little above what the second half shows at most, or 1."""
+    """Losses over steps, the axis from 0 to a little above the most that the last nine tenths show, or 1."""
     points = np.array(history, float)  # (n, 1 + layers)
     steps, losses = points[:, 0], points[:, 1:]
     top = 1.05 * max(1.0 if losses.min() > 0.5 else 0.0, float(losses[len(losses) // 10 :].max()))

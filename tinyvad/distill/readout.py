@@ -1,9 +1,10 @@
 """Feature quality: how much of the teachers' maps can be read off a network's taps by the best linear map.
 
-Flows in: tapped maps and the teachers' maps of the same views. Flows out: the share of variance explained, a layer, 0 to
-1. Linear, because PaDiM's Mahalanobis distance does not change under any invertible linear map of the features: what a
-tap can tell such a detector is what can be read off it linearly, in whatever basis it stands. It needs no labels and no
-defects, and says the same of a student, of a network with random weights and of the built-in filter bank.
+Flows in: tapped maps and the teachers' maps of the same views. Flows out: the share of variance explained, a layer: at
+most 1, and below 0 where a map fitted on too few images misleads. Linear, because PaDiM's Mahalanobis distance does not
+change under any invertible linear map of the features: what a tap can tell such a detector is what can be read off it
+linearly, in whatever basis it stands. It needs no labels and no defects, and says the same of a student, of a network
+with random weights and of the built-in filter bank.
 """
 
 from __future__ import annotations

@@ -20,15 +20,16 @@ benchmarks/results/distill_ablation.md.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from tinyvad.backbones.source import Backbone, open_backbone
+from tinyvad.backbones.source import Backbone, Triple, open_backbone
 from tinyvad.engines.onnx import OnnxEngine
 from tinyvad.errors import InputError
 from tinyvad.export.onnx import to_onnx
 from tinyvad.graph.ir import Graph
+from tinyvad.images import Preprocessing
 
 LOSSES = tuple(f"{c}-{n}" for c in ("mse", "huber", "cosine") for n in ("channel", "half", "whitened"))
 RIDGE = 1e-3
@@ -117,10 +118,9 @@ def map_sizes(graph: Graph) -> list[tuple[int, int]]:
     return [(height, width) for _, height, width, _ in shapes]
 
 
-def real_input(images: np.ndarray, mean: Iterable[float], std: Iterable[float]) -> np.ndarray:
-    """(n, H, W, 3) float32 network input of uint8 pixels: (pixel / 255 - mean) / std."""
-    scale = 1 / (255 * np.array(list(std), np.float32))
-    return images * scale - np.array(list(mean), np.float32) / np.array(list(std), np.float32)
+def real_input(images: np.ndarray, mean: Triple, std: Triple) -> np.ndarray:
+    """(n, H, W, 3) float32 network input of uint8 pixels, as a build computes it."""
+    return Preprocessing(images.shape[1], images.shape[2], mean, std).float_input(images)
 
 
 def normalisation(vectors: np.ndarray, loss: str) -> Normalisation:

@@ -5,7 +5,7 @@ picture ``weights.svg``; while it runs ``weights.checkpoint``, from which a stop
 
     views -> teachers -> normalised target maps (n, h, w, C)
     views -> student  -> tapped maps (n, h, w, c) -> 1x1 regressor, thrown away afterwards -> prediction (n, h, w, C)
-    loss = mean over layers of the mean squared difference = the share of the target that is not predicted
+    loss = mean over layers of what a target and its prediction differ by, see ``tinyvad.distill.teacher``
 
 Source: knowledge distillation of intermediate features with a regressor, Romero et al., FitNets (ICLR 2015), section
 2.2; normalised targets, see ``tinyvad.distill.teacher``.
@@ -56,7 +56,7 @@ class Recipe:
         steps, batch_size: optimiser steps, views a step.
         learning_rate: its peak; warm-up over 2 % of the steps, cosine to 1 % of it.
         loss: see ``tinyvad.distill.teacher``.
-        seed: of initial weights and views.
+        seed: of initial weights and views, 0 to 2^32 - 1.
     """
 
     teachers: tuple[tuple[str, tuple[str, ...] | None], ...]
@@ -102,13 +102,14 @@ def distil(
     """Train, or go on from ``checkpoint``.
 
     Args:
-        checkpoint: written every ``every`` seconds and at the end; a training that was killed at any moment goes on from
-            the last one with the views that it would have had.
+        checkpoint: written before the first step, every ``every`` seconds and at the end; a training that was killed at
+            any moment goes on from the last one with the views that it would have had.
         threads: for the teachers; the Keras back end takes its number from its own settings.
 
     Raises:
         InputError: wrong recipe (no such teacher, layer, student or folder, sizes), no images, a checkpoint of another
-            recipe, no Keras, or the checkpoint can't be written; what was there before stays.
+            recipe or of other image or teacher files, no Keras, or the checkpoint can't be written; what was there
+            before stays.
     """
     _check(recipe)
     keras = import_keras()
@@ -122,7 +123,9 @@ def distil(
     teachers = Teachers(
         [(spec, list(layers) if layers else None) for spec, layers in recipe.teachers], recipe.image_size, sizes, threads
     )
-    training, held_out = Pictures([Path(f) for f in recipe.folders], recipe.generated, recipe.seed).split()
+    pictures = Pictures([Path(folder) for folder in recipe.folders], recipe.generated, recipe.seed)
+    training, held_out = pictures.split()
+    held_out.picture(np.random.default_rng(recipe.seed))  # none that can be read? Say so before the training
 
     keras.utils.set_random_seed(recipe.seed)
     student = to_keras(definition)
@@ -130,15 +133,17 @@ def distil(
         keras.layers.Conv2D(channels, 1, name=f"regressor-{i}")(tap)
         for i, (tap, channels) in enumerate(zip(student.outputs, teachers.channels))
     ]
-    model = keras.Model(student.inputs, outputs)
+    model = keras.Model(student.input, outputs)
     model.compile(
         optimizer=_optimizer(keras, recipe), loss=[_loss(keras, recipe.loss.split("-")[0])] * len(outputs),
         loss_weights=[1 / len(outputs)] * len(outputs),
     )  # fmt: skip
     model.optimizer.build(model.trainable_variables)
-    state = _State(recipe, checkpoint, [*model.weights, *model.optimizer.variables])
+    files = {"image files": pictures.digest(), "teacher files": ", ".join(str(b.sha256)[:8] for b in teachers.backbones)}
+    state = _State(recipe, files, checkpoint, [*model.weights, *model.optimizer.variables])
     if not state.load():
         state.normalisations = _statistics(recipe, teachers, training, tell)
+        state.save()  # a folder that can't be written is told now
 
     def batch(step: int) -> tuple[np.ndarray, list[np.ndarray]]:
         images = views(training, (recipe.seed, TRAINING, step), recipe.batch_size, recipe.image_size)
@@ -150,15 +155,16 @@ def distil(
     before = state.seconds
     tell("training", state.step, recipe.steps)
     for step, (inputs, targets) in _ahead(batch, state.step, recipe.steps):
-        losses = model.train_on_batch(inputs, targets)
-        if not np.isfinite(losses[0]):
+        losses = np.atleast_1d(model.train_on_batch(inputs, targets))  # the mean and each layer's, or a single layer's
+        model.reset_metrics()  # they are means since the last reset
+        if not np.isfinite(losses).all():
             raise InputError(f"the loss is not finite at step {step}; use a lower --learning-rate")
         state.step = step + 1
         state.seconds = before + time.monotonic() - started
+        state.recent.append(losses[-len(outputs) :].tolist())
         if state.step % point == 0 or state.step == recipe.steps:
-            parts = losses[1 : 1 + len(outputs)] if len(outputs) > 1 else losses if np.ndim(losses) else [losses]
-            state.history.append([state.step, *(float(part) for part in parts)])
-            model.reset_metrics()  # the losses are means since the last reset
+            state.history.append([state.step, *np.mean(state.recent, 0).tolist()])
+            state.recent = []
         if time.monotonic() - saved > every or state.step == recipe.steps:
             state.save()
             saved = time.monotonic()
@@ -182,6 +188,8 @@ def _check(recipe: Recipe) -> None:
     for name, low in (("steps", 1), ("batch_size", 2), ("generated", 0)):
         if getattr(recipe, name) < low:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(recipe, name)}, must be at least {low}")
+    if not 0 <= recipe.seed < 2**32:
+        raise InputError(f"--seed is {recipe.seed}, must be 0 to 4294967295")
     if not 32 <= recipe.image_size <= 512:
         raise InputError(f"--image-size is {recipe.image_size}, must be 32 to 512 pixels")
     if not 0 < recipe.learning_rate < 1:
@@ -206,9 +214,12 @@ def _loss(keras: Any, name: str) -> Any:
         return keras.losses.Huber(0.5)
 
     def cosine(target: Any, prediction: Any) -> Any:
-        """Squared distance of unit vectors a channel: 2 - 2 cos, halved."""
-        product = keras.ops.sum(keras.ops.normalize(target) * keras.ops.normalize(prediction), axis=-1)
-        return 1 - keras.ops.mean(product, axis=(1, 2))
+        """One minus the cosine at each position, their mean: (n, h, w, C) twice -> (n,)."""
+        ops = keras.ops
+        lengths = ops.sum(ops.square(target), axis=-1) * ops.sum(ops.square(prediction), axis=-1)
+        # written out, as the gradient of a back end's own normalisation need not be finite at a zero vector
+        cosines = ops.sum(target * prediction, axis=-1) * ops.rsqrt(lengths + 1e-6)
+        return 1 - ops.mean(cosines, axis=(1, 2))
 
     return cosine
 
@@ -240,21 +251,27 @@ def _ahead(make: Callable[[int], Any], start: int, stop: int) -> Iterator[tuple[
 
 
 class _State:
-    """What a training goes on from: variables, step, normalisations, history; one .npz file, replaced whole."""
+    """What a training goes on from: variables, step, normalisations, losses; one .npz file, replaced whole.
 
-    def __init__(self, recipe: Recipe, path: Path, variables: list[Any]) -> None:
-        self.recipe, self.path, self.variables = recipe, path, variables
+    ``files`` says in words which image and teacher files it is of, ``recent`` are the losses since the last history point.
+    """
+
+    def __init__(self, recipe: Recipe, files: dict[str, str], path: Path, variables: list[Any]) -> None:
+        self.recipe, self.files, self.path, self.variables = recipe, files, path, variables
         self.step = 0
         self.seconds = 0.0
         self.history: list[list[float]] = []
+        self.recent: list[list[float]] = []
         self.normalisations: list[Normalisation] = []
 
     def save(self) -> None:
         facts = {
             "recipe": dataclasses.asdict(self.recipe),
+            "files": self.files,
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
+            "recent": self.recent,
         }
         arrays: dict[str, Any] = {f"variable{i}": np.asarray(v.numpy()) for i, v in enumerate(self.variables)}
         for i, norm in enumerate(self.normalisations):
@@ -271,20 +288,24 @@ class _State:
             with np.load(self.path, allow_pickle=False) as file:
                 arrays = dict(file)
             facts = json.loads(str(arrays["facts"]))
-            theirs = facts["recipe"]
-            values = [arrays[f"variable{i}"] for i in range(len(self.variables))]
+            theirs = {**facts["recipe"], **facts.get("files", {})}
+            values = [arrays[name] for name in arrays if name.startswith("variable")]
             count = sum(name.startswith("mean") for name in arrays)
             self.normalisations = [Normalisation(arrays[f"mean{i}"], arrays[f"matrix{i}"]) for i in range(count)]
             self.step, self.seconds, self.history = facts["step"], facts["seconds"], facts["history"]
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            self.recent = facts.get("recent", [])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
             raise InputError(f"{self.path} is no checkpoint of a training ({error}); remove it to start anew") from error
         ours = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
+        ours |= self.files if "files" in facts else {}
         for name, value in ours.items():
             if theirs.get(name) != value:
                 raise InputError(
                     f"{self.path} is of a training with {name} {theirs.get(name)}, not {value}: give that, another --out, "
                     "or remove it to start anew"
                 )
+        if [value.shape for value in values] != [tuple(variable.shape) for variable in self.variables]:
+            raise InputError(f"{self.path} is of another version of {self.recipe.student}; remove it to start anew")
         for variable, value in zip(self.variables, values):
             variable.assign(value)
         return True

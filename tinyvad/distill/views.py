@@ -1,14 +1,16 @@
 """What the networks see while training: random views of pictures from folders and of generated ones.
 
 Flows in: image folders, a number of generated images, a seed. Flows out: view ``i`` of step ``s`` as (size, size, 3)
-uint8, a function of (seed, s, i) alone, so that a training that was stopped goes on with the very views it would have
-had. Strong crops, scales, turns, colour, contrast, greyscale, blur and noise stand in for the cameras, lights and
-materials of inspection lines; pasted patches for what does not belong.
+uint8, a function of (seed, s, i) and the images alone, so that a training that was stopped goes on with the very views
+it would have had. Strong crops, scales, turns, colour, contrast, greyscale, blur and noise stand in for the cameras,
+lights and materials of inspection lines; pasted patches for what does not belong.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -32,14 +34,14 @@ class Pictures:
     """Image files and generated images behind one index; decoded ones are kept, up to ``CACHE_BYTES``.
 
     Attributes:
-        skipped: (path, reason) of files that could not be read; another picture takes their place.
+        skipped: path -> reason, of files that could not be read; another picture takes their place.
 
     Raises:
         InputError: no folder and nothing generated, or a folder without images.
     """
 
     def __init__(self, folders: Iterable[Path], generated: int, seed: int) -> None:
-        self.paths = [path for folder in folders for path in _files(folder)]
+        self.paths = _unique(path for folder in folders for path in _files(folder))
         self.seeds = list(range(generated))  # of the generated images, beside ``seed``
         self.seed = seed
         self._forget()
@@ -55,10 +57,17 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.paths) + len(self.seeds)
 
+    def digest(self) -> str:
+        """What the views depend on beside their keys, in short: number, names and sizes of the files."""
+        told = hashlib.sha256()
+        for path in self.paths:
+            told.update(os.fsencode(path) + b"\0%d\0" % (path.stat().st_size if path.exists() else 0))
+        return f"{len(self.paths)} files ({told.hexdigest()[:8]})"
+
     def split(self) -> tuple[Pictures, Pictures]:
         """To train on, and one in ``HELD_OUT_SHARE`` of files and generated images that training never sees.
 
-        With fewer images than that there is nothing to hold out: both are all of them.
+        The first file and the first generated image are always held out; a single image is trained on and measured on.
         """
         parts = copy.copy(self), copy.copy(self)
         for held_out, part in enumerate(parts):
@@ -73,14 +82,12 @@ class Pictures:
         Raises:
             InputError: nothing but unreadable files.
         """
-        for _ in range(100):
+        while len(self.skipped) < len(self):
             index = int(rng.integers(len(self)))
             try:
                 return self._at(index)
             except InputError as error:
                 self.skipped[self.paths[index]] = str(error)
-                if len(self.skipped) == len(self):
-                    break
         raise InputError(f"none of the images can be read: {next(iter(self.skipped.values()))}")
 
     def _at(self, index: int) -> Image.Image:
@@ -161,5 +168,13 @@ def _files(folder: Path) -> list[Path]:
     return list_images(Path(folder))
 
 
+def _unique(paths: Iterable[Path]) -> list[Path]:
+    """Each file once, or one that two folders hold would be trained on and held out."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
 def _nbytes(image: Image.Image) -> int:
-    return image.width * image.height * 3
+    return image.width * image.height * 4  # Pillow keeps RGB in four bytes
