@@ -216,8 +216,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--rows {', '.join(unknown)}: give --teacher or --students for them; there are {list(rows)}")
     if size % STRIDE:
         raise InputError(f"--image-size {size}: give a multiple of {STRIDE}, the grid's stride")
-    read(table, size)  # before the work: the old rows must go with the new ones
     datasets = find_datasets(arguments.data)
+    known = {record["category"] for record in read(table, size)}  # before the work: old rows must go with the new ones
+    if known and known != {one.name for one in datasets}:
+        raise InputError(f"{table}: rows of {', '.join(sorted(known))}; give --data with these, or another --out")
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, kind, opened in (rows[row] for row in wanted):
         backbone = opened()

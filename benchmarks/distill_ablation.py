@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from machine import machine
 from tinyvad.distill.finish import finish
 from tinyvad.distill.teacher import LOSSES
 from tinyvad.distill.train import Recipe, distil
+from tinyvad.errors import InputError
 from tinyvad.files import write_text
 
 RATES = (0.003, 0.01, 0.1)  # beside the recipe's own
@@ -33,7 +35,13 @@ def main() -> None:
     parser.add_argument("--generated", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
+    try:
+        run(parser.parse_args())
+    except InputError as error:
+        sys.exit(str(error))
+
+
+def run(arguments: argparse.Namespace) -> None:
     base = Recipe(
         ((arguments.teacher, None),), arguments.student, None, (arguments.images,), arguments.generated, 96, arguments.steps
     )
@@ -54,12 +62,13 @@ def main() -> None:
         figures = f"{layers} | {card['quality']:.3f} | {card['training']['minutes']}"
         rows.append(f"| {recipe.loss} | {recipe.learning_rate:g} | {shape} | {figures} |")
         print(rows[-1], flush=True)
+    settings = f"--student {arguments.student} --generated {arguments.generated} --steps {arguments.steps}"
     text = f"""# What distils best in {arguments.steps} steps
 
 {arguments.student} learns {Path(arguments.teacher).stem}. A short training a row; the share of the teacher's maps that is
 explained linearly on held-out views, at 3 strides and their mean; minutes on {machine(["keras", "tensorflow_cpu"])}.
 
-    python benchmarks/distill_ablation.py --teacher FILE.onnx --images DIR --steps {arguments.steps} --out DIR
+    python benchmarks/distill_ablation.py --teacher FILE.onnx --images DIR {settings} --out DIR
 
 | loss | rate | batch | view px | generated | steps | explained, strides 4 / 8 / 16 | mean | minutes |
 |---|---|---|---|---|---|---|---|---|

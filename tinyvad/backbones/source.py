@@ -253,7 +253,7 @@ def _tflite_preprocessing(path: Path) -> tuple[Triple, Triple]:
     scale, zero = float(tensor.quantization.scale[0]), int(tensor.quantization.zero_point[0])
     low = (0 if tensor.dtype == "uint8" else -128) - zero
     span = 255 * scale
-    if span > 4:  # wider than [-1, 1] can be: ImageNet's mean and standard deviation
+    if 4 < span < 6:  # wider than [-1, 1], and not pixels as they are: ImageNet's mean and standard deviation
         return IMAGENET_MEAN, IMAGENET_STD
     # pixel 0 is low * scale, pixel 255 is low * scale + span: (p / 255 - mean) / std with std = 1 / span
     return _triple([-low / 255]), _triple([1 / span])

@@ -67,5 +67,6 @@ def open_engine(name: str, build: Path) -> Engine:
 
 
 def threads() -> int:
-    """Images that run at once; no result depends on it."""
-    return max(1, min(os.cpu_count() or 1, 8))
+    """Images that run at once: the cores that this process may use, at most eight; no result depends on it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, 8))
