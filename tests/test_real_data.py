@@ -5,14 +5,17 @@ Run with `make test-slow`; skipped without ../shared.
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 pytestmark = pytest.mark.slow
+STUDENTS = ("mcunet-in1", "mcunet-in3", "mobilenet-v2-0.35", "mobilenet-v3-small", "phinet-mcu")
 CATEGORIES = ("bottle", "casting", "ksdd", "magnetic_tile", "solar_mono", "toothbrush")
 
 
@@ -79,3 +82,29 @@ def test_float_engine_loses_no_more_than_a_hundredth(builds, shared):
         real = tinyvad("eval", folder, "--data", shared / "data" / category, "--engine", "onnx")
         drops.append(real["image_AUROC"] - exact["image_AUROC"])
     assert sum(drops) / len(drops) <= 0.01
+
+
+@pytest.fixture(scope="module")
+def backbones(shared, tmp_path_factory) -> dict[tuple[str, str, str], tuple[float, float]]:
+    """(row, kind, method) -> mean (float, int8) image AUROC, by the benchmark that makes the README's table."""
+    out = tmp_path_factory.mktemp("backbones")
+    teacher = shared / "weights" / "mcunet_in3_imagenet_f32.onnx"
+    script = Path(__file__).parents[1] / "benchmarks" / "backbone_table.py"
+    rows = ["teacher", *STUDENTS, "mcunet-in1:random"]
+    command = [sys.executable, script, "--data", shared / "data", "--teacher", teacher, "--students", ",".join(STUDENTS)]
+    subprocess.run([*map(str, command), "--rows", ",".join(rows), "--out", str(out)], check=True)
+    found: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    with (out / "backbones.csv").open(newline="") as file:
+        for line in csv.DictReader(file):
+            key = line["row"], line["kind"], line["method"]
+            found.setdefault(key, []).append((float(line["float_AUROC"]), float(line["int8_AUROC"])))
+    return {key: (fmean(a for a, _ in pairs), fmean(b for _, b in pairs)) for key, pairs in found.items()}
+
+
+@pytest.mark.parametrize("method", ["PaDiM", "PatchCore"])
+@pytest.mark.parametrize("student", STUDENTS)
+def test_our_own_backbones_keep_up_with_their_teacher(backbones, student, method):
+    real, exact = backbones[student, "student", method]
+    assert real >= backbones["mcunet_in3_imagenet_f32.onnx", "teacher", method][0] - 0.02
+    assert real >= backbones["mcunet-in1", "random", method][0] + 0.1
+    assert exact >= real - 0.01
