@@ -51,7 +51,6 @@ def run(arguments: argparse.Namespace) -> None:
         dataclasses.replace(base, batch_size=batch, image_size=size, steps=int(arguments.steps * share))
         for batch, size, share in OTHER_SHAPES
     ]
-    recipes.append(dataclasses.replace(base, generated=0))
     rows = []
     for recipe in recipes:
         with tempfile.TemporaryDirectory() as folder:
@@ -59,19 +58,18 @@ def run(arguments: argparse.Namespace) -> None:
             card = finish(recipe, trained, Path(folder) / "w.npz", "", [], False)
         layers = " / ".join(f"{layer['explained']:.3f}" for layer in card["layers"])
         shape = f"{recipe.batch_size} | {recipe.image_size} | {recipe.generated} | {recipe.steps}"
-        figures = f"{layers} | {card['quality']:.3f} | {card['training']['minutes']}"
-        rows.append(f"| {recipe.loss} | {recipe.learning_rate:g} | {shape} | {figures} |")
+        rows.append(f"| {recipe.loss} | {recipe.learning_rate:g} | {shape} | {layers} | {card['quality']:.3f} |")
         print(rows[-1], flush=True)
     settings = f"--student {arguments.student} --generated {arguments.generated} --steps {arguments.steps}"
     text = f"""# What distils best in {arguments.steps} steps
 
 {arguments.student} learns {Path(arguments.teacher).stem}. A short training a row; the share of the teacher's maps that is
-explained linearly on held-out views, at 3 strides and their mean; minutes on {machine(["keras", "tensorflow_cpu"])}.
+explained linearly on held-out views, at 3 strides and their mean. {machine(["keras", "tensorflow_cpu"])}.
 
     python benchmarks/distill_ablation.py --teacher FILE.onnx --images DIR {settings} --out DIR
 
-| loss | rate | batch | view px | generated | steps | explained, strides 4 / 8 / 16 | mean | minutes |
-|---|---|---|---|---|---|---|---|---|
+| loss | rate | batch | view px | generated | steps | explained, strides 4 / 8 / 16 | mean |
+|---|---|---|---|---|---|---|---|
 """
     write_text(arguments.out / "distill_ablation.md", text + "\n".join(rows) + "\n")
 

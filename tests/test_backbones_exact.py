@@ -31,7 +31,8 @@ def test_every_tensor_and_the_arena(name: str, tmp_path: Path) -> None:
     pytest.importorskip("tflite_micro", reason="needs TFLM")
     backbone = open_backbone(name, weights="random" if BACKBONES[name].weights == "none" else None)
     preprocessing = Preprocessing(SIZE, SIZE, backbone.mean, backbone.std)
-    parts = [render_part(np.random.default_rng(seed), SIZE, defect)[0] for seed, defect in enumerate((None, None, "scratch"))]
+    defects = (None, None, "scratch")
+    parts = [render_part(np.random.default_rng(seed), SIZE, defect)[0] for seed, defect in enumerate(defects)]
     calibrated = quantize_on(backbone.graph_at(SIZE), preprocessing, parts[:2])
     graph = calibrated.graph
     model = to_tflite(graph.copy(outputs=[node.output for node in graph.nodes]))
