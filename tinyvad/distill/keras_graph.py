@@ -9,6 +9,7 @@ Keras is imported when a function is called: importing tinyvad never loads it.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ def import_keras() -> Any:
     Raises:
         InputError: Keras or its back end is not installed.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's remarks on the processor are no news to anyone
     try:
         import keras
     except ImportError as error:

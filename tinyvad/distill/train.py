@@ -112,7 +112,6 @@ def distil(
             before stays.
     """
     _check(recipe)
-    keras = import_keras()
     tell = progress or (lambda stage, done, total: None)
     info = get_backbone(recipe.student)
     definition = random_weights(info.build(input_size=recipe.image_size), recipe.seed)
@@ -127,6 +126,7 @@ def distil(
     training, held_out = pictures.split()
     held_out.picture(np.random.default_rng(recipe.seed))  # none that can be read? Say so before the training
 
+    keras = import_keras()  # only now: it takes seconds and may talk, and wrong use is told at once in one line
     keras.utils.set_random_seed(recipe.seed)
     student = to_keras(definition)
     outputs = [
