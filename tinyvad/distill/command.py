@@ -45,7 +45,7 @@ def distill(
         **settings,
     )
     trained = distil(recipe, checkpoint, threads=threads(), progress=progress)
-    card = finish(recipe, trained, out, _command(recipe, out), notes, check, threads())
+    card = finish(recipe, trained, out, _command(recipe, out), notes, check, threads(), progress)
     checkpoint.unlink()
     return card, {**trained.training.skipped, **trained.held_out.skipped}
 

@@ -21,7 +21,7 @@ from tinyvad.distill.keras_graph import import_keras
 from tinyvad.distill.picture import loss_picture
 from tinyvad.distill.readout import explained
 from tinyvad.distill.teacher import Teachers, map_sizes, real_input
-from tinyvad.distill.train import Recipe, Trained
+from tinyvad.distill.train import Progress, Recipe, Trained
 from tinyvad.distill.views import Pictures, views
 from tinyvad.engines.int8 import Int8Engine
 from tinyvad.engines.onnx import OnnxEngine
@@ -37,7 +37,14 @@ CALIBRATION, CHECK, CHECK_VIEWS = 21, 22, 64  # second parts of the views' keys,
 
 
 def finish(
-    recipe: Recipe, trained: Trained, out: Path, command: str, notes: Sequence[str], quantised_check: bool, threads: int = 2
+    recipe: Recipe,
+    trained: Trained,
+    out: Path,
+    command: str,
+    notes: Sequence[str],
+    quantised_check: bool,
+    threads: int = 2,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure, and write weights, card and picture.
 
@@ -53,6 +60,8 @@ def finish(
     Raises:
         InputError: a weight beyond float16, or a file that can't be written.
     """
+    tell = progress or (lambda stage, done, total: None)
+    tell("measuring", 0, 2)
     info = get_backbone(recipe.student)
     graph = normalise(trained.definition)
     with np.errstate(over="ignore"):  # told below
@@ -71,6 +80,7 @@ def finish(
         lambda images: engine.features(real_input(images, info.mean, info.std)),
         teachers, trained.training, trained.held_out, recipe.image_size, recipe.seed,
     )  # fmt: skip
+    tell("measuring", 1, 2)
     buffer = io.BytesIO()
     np.savez(buffer, **stored)
     card: dict[str, Any] = {
@@ -106,6 +116,7 @@ def finish(
         ratios = signal_to_noise(graph, engine, preprocessing, trained.training, trained.held_out, recipe.seed)
         for layer, ratio in zip(card["layers"], ratios):
             layer["int8_snr_db"] = round(ratio, 2)
+    tell("measuring", 2, 2)
     write_text(out.with_suffix(".svg"), loss_picture(recipe.student, trained.layers, trained.history))
     write_text(out.with_suffix(".toml"), _toml(card))
     write_bytes(out, buffer.getvalue())  # last: where weights are, the others are
