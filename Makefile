@@ -8,7 +8,10 @@ BACKBONE ?= ../shared/weights/mcunet_in3_imagenet_f32.onnx
 STAMP  := $(VENV)/.installed
 DEV    := $(VENV)/.developer
 
-.PHONY: demo test test-slow lint types check bench wheel clean
+# Debian packages that compile the firmware and run it; root, or sudo
+FIRMWARE_TOOLS := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
+
+.PHONY: demo test test-slow lint types check bench wheel firmware-tools clean
 
 demo: $(STAMP)
 	$(BIN)/tinyvad demo --out demo-data
@@ -37,6 +40,11 @@ bench: $(DEV)
 	$(BIN)/python benchmarks/methods_table.py --data $(DATA) --backbone $(BACKBONE) --out benchmarks/results
 	$(BIN)/python benchmarks/build_table.py --data $(DATA) --backbone auto --backbone $(BACKBONE) --out benchmarks/results
 	$(BIN)/python benchmarks/backbone_table.py --data $(DATA) --teacher $(BACKBONE) --out benchmarks/results
+
+firmware-tools:
+	@if command -v arm-none-eabi-gcc >/dev/null && command -v qemu-system-arm >/dev/null; then echo "firmware tools: there"; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q --no-install-recommends $(FIRMWARE_TOOLS); \
+	else sudo apt-get update -q && sudo apt-get install -y -q --no-install-recommends $(FIRMWARE_TOOLS); fi
 
 wheel: $(DEV)
 	$(BIN)/python -m build --wheel

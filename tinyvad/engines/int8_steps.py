@@ -13,20 +13,18 @@ from functools import partial
 
 import numpy as np
 
-from tinyvad.engines.int8_grid import (
-    INT32_MAX,
-    Step,
-    Values,
-    activation_limits,
-    check_same_scale,
-    int8_quantization,
-    steps_to_six,
-    window_geometry,
+from tinyvad.engines.int8_constants import (
+    TABLE_OPS,
+    add_constants,
+    mean_constants,
+    mul_constants,
+    table_of,
+    zero_point,
 )
+from tinyvad.engines.int8_grid import Step, Values, activation_limits, check_same_scale, int8_quantization, window_geometry
 from tinyvad.engines.int8_weighted import depthwise_step, matrix_step
 from tinyvad.errors import InputError
-from tinyvad.graph.curves import EVERY_VALUE, hard_swish_table, logistic_table
-from tinyvad.graph.fixed_point import multiply_by_quantized_multiplier, quantize_multiplier
+from tinyvad.graph.fixed_point import multiply_by_quantized_multiplier
 from tinyvad.graph.ir import Graph, Node
 from tinyvad.graph.shapes import nearest_indices
 from tinyvad.kernels import int8 as kernels
@@ -53,24 +51,16 @@ def _getter(graph: Graph, name: str) -> Callable[[Values], np.ndarray]:
 
 
 def _add_step(graph: Graph, node: Node) -> Step:
-    a, b, y = (int8_quantization(graph, name) for name in (*node.inputs, node.output))
-    twice_max = 2.0 * max(float(a.scale[0]), float(b.scale[0]))
-    a_mult, a_shift = quantize_multiplier(float(a.scale[0]) / twice_max)
-    b_mult, b_shift = quantize_multiplier(float(b.scale[0]) / twice_max)
-    out_factor = twice_max / ((1 << 20) * float(y.scale[0]))
-    if out_factor >= 1:
-        raise InputError(f"add -> {node.output}: its scale {float(y.scale[0]):g} is too fine for the operands'")
-    out_mult, out_shift = quantize_multiplier(out_factor)
-    a_zero, b_zero, out_zero = (int(q.zero_point[0]) for q in (a, b, y))
-    low, high = activation_limits(node, y)
+    constants = add_constants(graph, node)
+    a_zero, b_zero, out_zero = (zero_point(graph, name) for name in (*node.inputs, node.output))
+    low, high = activation_limits(node, int8_quantization(graph, node.output))
     left, right = (_getter(graph, name) for name in node.inputs)
 
     def step(values: Values) -> np.ndarray:
         x = left(values)
         out = np.empty(x.shape, np.int8)
         kernels.add(
-            x.ravel(), right(values).ravel(), a_zero, b_zero, a_mult, a_shift, b_mult, b_shift,
-            out_mult, out_shift, out_zero, low, high, out.ravel(),
+            x.ravel(), right(values).ravel(), a_zero, b_zero, *constants, out_zero, low, high, out.ravel(),
         )  # fmt: skip
         return out
 
@@ -78,12 +68,9 @@ def _add_step(graph: Graph, node: Node) -> Step:
 
 
 def _mul_step(graph: Graph, node: Node) -> Step:
-    a, b, y = (int8_quantization(graph, name) for name in (*node.inputs, node.output))
-    multiplier, shift = quantize_multiplier(float(a.scale[0]) * float(b.scale[0]) / float(y.scale[0]))
-    if 255 * 255 << max(shift, 0) > INT32_MAX:
-        raise InputError(f"mul -> {node.output}: its scale {float(y.scale[0]):g} is too fine for the operands'")
-    a_zero, b_zero, out_zero = (int(q.zero_point[0]) for q in (a, b, y))
-    low, high = activation_limits(node, y)
+    multiplier, shift = mul_constants(graph, node)
+    a_zero, b_zero, out_zero = (zero_point(graph, name) for name in (*node.inputs, node.output))
+    low, high = activation_limits(node, int8_quantization(graph, node.output))
     left, right = (_getter(graph, name) for name in node.inputs)
 
     def step(values: Values) -> np.ndarray:
@@ -119,67 +106,30 @@ def _pool_step(is_max: bool, graph: Graph, node: Node) -> Step:
 
 
 def _mean_step(graph: Graph, node: Node) -> Step:
-    """Mean over H and W: the division by n goes into the multiplier, with as many more bits as n has."""
     name = node.inputs[0]
-    x, y = (int8_quantization(graph, tensor) for tensor in (name, node.output))
     _, height, width, _ = graph.tensors[name].shape
-    n = height * width
-    multiplier, shift = quantize_multiplier(float(x.scale[0]) / float(y.scale[0]))
-    bits = min(n.bit_length() - 1, 32, 31 + shift)
-    multiplier, shift = (multiplier << bits) // n, shift - bits
-    if 255 * n << max(shift, 0) > INT32_MAX:
-        raise InputError(f"mean -> {node.output}: its scale {float(y.scale[0]):g} is too fine for a {height}x{width} map")
-    zero_point, out_zero = int(x.zero_point[0]), int(y.zero_point[0])
+    multiplier, shift = mean_constants(graph, node)
+    zero, out_zero = zero_point(graph, name), zero_point(graph, node.output)
 
     def step(values: Values) -> np.ndarray:
-        acc = values[name].sum((0, 1), dtype=np.int64, keepdims=True) - n * zero_point  # (1, 1, C)
+        acc = values[name].sum((0, 1), dtype=np.int64, keepdims=True) - height * width * zero  # (1, 1, C)
         scaled = multiply_by_quantized_multiplier(acc, multiplier, shift) + out_zero
         return np.clip(scaled, -128, 127).astype(np.int8)
 
     return step
 
 
-def _table_step(table: np.ndarray, name: str) -> Step:
-    """Any function of one int8 value: ``table`` (256,) int8 in the order of ``tinyvad.graph.curves``."""
+def _table_step(graph: Graph, node: Node) -> Step:
+    """Any function of one int8 value."""
+    table, name = table_of(graph, node), node.inputs[0]
     return lambda values: table[values[name].view(np.uint8)]
-
-
-def _relu_step(graph: Graph, node: Node) -> Step:
-    x, y = (int8_quantization(graph, name) for name in (node.inputs[0], node.output))
-    multiplier, shift = quantize_multiplier(float(x.scale[0]) / float(y.scale[0]))
-    if 255 << max(shift, 0) > INT32_MAX:
-        raise InputError(f"relu -> {node.output}: its scale {float(y.scale[0]):g} is too fine for the operand's")
-    zero_point = int(y.zero_point[0])
-    scaled = multiply_by_quantized_multiplier(EVERY_VALUE - int(x.zero_point[0]), multiplier, shift) + zero_point
-    return _table_step(np.clip(scaled, max(-128, zero_point), 127).astype(np.int8), node.inputs[0])
-
-
-def _relu6_step(graph: Graph, node: Node) -> Step:
-    """TFLM copies and clamps (LiteRT's reference kernel would rescale: both need the same scale on both sides)."""
-    check_same_scale(graph, node)
-    quantization = int8_quantization(graph, node.output)
-    zero_point = int(quantization.zero_point[0])
-    high = min(127, zero_point + steps_to_six(quantization))
-    return _table_step(np.clip(EVERY_VALUE, zero_point, high).astype(np.int8), node.inputs[0])
-
-
-def _logistic_step(graph: Graph, node: Node) -> Step:
-    x, y = (int8_quantization(graph, name) for name in (node.inputs[0], node.output))
-    if y.scale[0] != 1 / 256 or y.zero_point[0] != -128:
-        raise InputError(f"logistic -> {node.output}: int8 output must have scale 1/256 and zero point -128")
-    return _table_step(logistic_table(x), node.inputs[0])
-
-
-def _hard_swish_step(graph: Graph, node: Node) -> Step:
-    x, y = (int8_quantization(graph, name) for name in (node.inputs[0], node.output))
-    return _table_step(hard_swish_table(x, y, f"hard_swish -> {node.output}"), node.inputs[0])
 
 
 def _pad_step(graph: Graph, node: Node) -> Step:
     name = node.inputs[0]
     top, _, left, _ = node.attributes["pads"]
     check_same_scale(graph, node)
-    value = int(int8_quantization(graph, node.output).zero_point[0])
+    value = zero_point(graph, node.output)
     height, width = graph.tensors[name].shape[1:3]
     out_shape = graph.tensors[node.output].shape[1:]
 
@@ -222,10 +172,7 @@ _BUILDERS: dict[str, Callable[[Graph, Node], Step]] = {
     "average_pool": partial(_pool_step, False),
     "max_pool": partial(_pool_step, True),
     "mean": _mean_step,
-    "relu": _relu_step,
-    "relu6": _relu6_step,
-    "logistic": _logistic_step,
-    "hard_swish": _hard_swish_step,
+    **dict.fromkeys(TABLE_OPS, _table_step),
     "pad": _pad_step,
     "concat": _concat_step,
     "reshape": _reshape_step,

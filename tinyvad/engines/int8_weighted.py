@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvad.engines.int8_grid import INT32_MAX, Step, Values, activation_limits, int8_quantization, window_geometry
+from tinyvad.engines.int8_constants import folded_bias, requantisation, zero_point
+from tinyvad.engines.int8_grid import Step, Values, window_geometry
 from tinyvad.errors import InputError
-from tinyvad.graph.fixed_point import quantize_multipliers
 from tinyvad.graph.ir import Graph, Node
 from tinyvad.kernels import int8 as kernels
 
@@ -18,42 +18,14 @@ from tinyvad.kernels import int8 as kernels
 EXACT_SUM_LENGTH = (1 << 24) // (128 * 128)
 
 
-def _requantisation(graph: Graph, node: Node) -> tuple[np.ndarray, np.ndarray, int, int, int]:
-    """(multipliers (C,), shifts (C,), output zero point, low, high) of a conv, depthwise or fully connected node."""
-    x, w, y = (int8_quantization(graph, name) for name in (node.inputs[0], node.inputs[1], node.output))
-    channels = graph.tensors[node.output].shape[-1]
-    factors = np.float64(x.scale[0]) * w.scale.astype(np.float64) / np.float64(y.scale[0])
-    multipliers, shifts = quantize_multipliers(np.broadcast_to(factors, channels))
-    _check_range(graph, node, shifts)
-    return multipliers, shifts, int(y.zero_point[0]), *activation_limits(node, y)
-
-
-def _check_range(graph: Graph, node: Node, shifts: np.ndarray) -> None:
-    """Raise InputError if a sum, shifted left, could leave int32: there the device's result is undefined."""
-    weights, bias = (graph.constants[name] for name in node.inputs[1:])
-    if weights.dtype != np.int8 or bias.dtype != np.int32:
-        raise InputError(f"{node.op} -> {node.output}: weights {weights.dtype}, bias {bias.dtype}; must be int8, int32")
-    others = (0, 1, 2) if node.op == "depthwise_conv2d" else tuple(range(1, weights.ndim))
-    zero_point = int(int8_quantization(graph, node.inputs[0]).zero_point[0])
-    largest = max(127 - zero_point, zero_point + 128)  # |x - zero_point|
-    sums = np.abs(weights.astype(np.int64)).sum(others) * largest + np.abs(bias.astype(np.int64))  # (C,)
-    worst = max(int(s) << max(int(shift), 0) for s, shift in zip(sums, shifts, strict=True))
-    if worst > INT32_MAX:
-        raise InputError(
-            f"{node.op} -> {node.output}: sums can reach {worst}, beyond int32 ({INT32_MAX}); "
-            "quantise again with a larger output scale"
-        )
-
-
 def matrix_step(graph: Graph, node: Node) -> Step:
     """conv2d and fully_connected: patches times weights in exact float32, then requantised."""
-    name, w_name, b_name = node.inputs
-    multipliers, shifts, out_zero, low, high = _requantisation(graph, node)
+    name, w_name, _ = node.inputs
+    multipliers, shifts, out_zero, low, high = requantisation(graph, node)
     weights = graph.constants[w_name].astype(np.int64)  # (O, kh, kw, I) or (O, I)
     flat = weights.reshape(weights.shape[0], -1)  # (O, K)
     length = flat.shape[1]
-    zero_point = int(int8_quantization(graph, name).zero_point[0])
-    bias = graph.constants[b_name].astype(np.int64) - zero_point * flat.sum(1)  # (O,)
+    zero, bias = zero_point(graph, name), folded_bias(graph, node)
     matrix = np.ascontiguousarray(flat.T.astype(np.float32))  # (K, O)
     out_shape = graph.tensors[node.output].shape[1:]
     kernel_h, kernel_w = (1, 1) if node.op == "fully_connected" else weights.shape[1:3]
@@ -68,7 +40,7 @@ def matrix_step(graph: Graph, node: Node) -> Step:
             rows = x.reshape(-1, length).astype(np.float32)  # (R, K)
         else:
             rows = np.empty((out_shape[0] * out_shape[1], length), np.float32)
-            kernels.patches(x, kernel_h, kernel_w, geometry, out_shape[0], out_shape[1], zero_point, rows)
+            kernels.patches(x, kernel_h, kernel_w, geometry, out_shape[0], out_shape[1], zero, rows)
         acc = rows[:, :EXACT_SUM_LENGTH] @ matrix[:EXACT_SUM_LENGTH]  # (R, O) float32, exact integers
         for k in range(EXACT_SUM_LENGTH, length, EXACT_SUM_LENGTH):  # longer sums are put together in float64
             acc = acc + (rows[:, k : k + EXACT_SUM_LENGTH] @ matrix[k : k + EXACT_SUM_LENGTH]).astype(np.float64)
@@ -82,19 +54,19 @@ def matrix_step(graph: Graph, node: Node) -> Step:
 def depthwise_step(graph: Graph, node: Node) -> Step:
     """depthwise_conv2d on float32 copies of the values, zero point taken off, so that padding is 0."""
     name, w_name, b_name = node.inputs
-    multipliers, shifts, out_zero, low, high = _requantisation(graph, node)
+    multipliers, shifts, out_zero, low, high = requantisation(graph, node)
     weights = graph.constants[w_name][0].astype(np.float32)  # (kh, kw, C)
     if weights.shape[0] * weights.shape[1] > EXACT_SUM_LENGTH // 2:
         raise InputError(
             f"depthwise_conv2d -> {node.output}: a kernel of {weights.shape[0]}x{weights.shape[1]} values is not exact "
             f"here; at most {EXACT_SUM_LENGTH // 2} are"
         )
-    zero_point = np.float32(int8_quantization(graph, name).zero_point[0])
+    zero = np.float32(zero_point(graph, name))
     bias = graph.constants[b_name].astype(np.int64)
     geometry, out_shape = window_geometry(node), graph.tensors[node.output].shape[1:]
 
     def step(values: Values) -> np.ndarray:
-        x = np.subtract(values[name], zero_point, dtype=np.float32)
+        x = np.subtract(values[name], zero, dtype=np.float32)
         out = np.empty(out_shape, np.int8)
         kernels.depthwise_conv(x, weights, bias, multipliers, shifts, geometry, out_zero, low, high, out)
         return out
