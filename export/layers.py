@@ -140,7 +140,7 @@ def _weighted(graph: Graph, node: Node, packed_for: str, ends: dict[str, Any]) -
         raise InputError(f"{node.op} -> {node.output}: a multiplier does not fit 32 bits; quantise again")
     _check_raw_sums(graph, node)
     pack = _packer(packed_for)
-    constants = {
+    constants: dict[str, Any] = {
         "bias": folded_bias(graph, node).astype(np.int32),
         "multiplier": multipliers.astype(np.int32),
         "shift": shifts.astype(np.int8),
@@ -153,7 +153,7 @@ def _weighted(graph: Graph, node: Node, packed_for: str, ends: dict[str, Any]) -
     kernel = (int(weights.shape[1]), int(weights.shape[2]))
     if len(dilations) > 1 and kernel != (1, 1):
         raise InputError(f"{node.op} -> {node.output}: the C runtime takes one dilation for both axes")
-    geometry = {"kernel": kernel, "stride": stride, "pad": (top, left), "dilation": dilations.pop()}
+    geometry: dict[str, Any] = {"kernel": kernel, "stride": stride, "pad": (top, left), "dilation": dilations.pop()}
     if node.op == "depthwise_conv2d":
         return Layer("DEPTHWISE", **ends, **geometry, **constants, weights=pack.pack_depthwise(weights[0]))
     if kernel == (1, 1) and stride == (1, 1) and not any(node.attributes["pads"]):

@@ -10,6 +10,7 @@ of the PyPI package ``tflite``; operator versions from tensorflow/compiler/mlir/
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = ["lower_pads", "to_tflite"]
 
 ALIGNMENT = 16
 SCHEMA_VERSION = 3
+OFFLINE_PLAN = "OfflineMemoryAllocation"
 
 # op -> operator, options table, version in float32, version in int8
 _OPERATORS: dict[str, tuple[str, str, int, int]] = {
@@ -69,16 +71,17 @@ class _Operator:
     options: dict[str, int] = field(default_factory=dict)
 
 
-def to_tflite(graph: Graph, description: str = "") -> bytes:
+def to_tflite(graph: Graph, description: str = "", offsets: Mapping[str, int] | None = None) -> bytes:
     """The bytes of a .tflite file that computes ``graph``.
 
     Args:
         graph: float32 Graph with batch norms folded, or int8 Graph whose tensors carry their quantisation. Explicit
             pads are lowered first (``lower_pads``).
         description: free text kept in the file.
+        offsets: where TFLM is to put tensors, bytes from its arena's start by tensor name; it plans the others itself.
 
     Raises:
-        InputError: an op, dtype, padding or quantisation that a .tflite cannot hold, by tensor name.
+        InputError: an op, dtype, padding or quantisation that a .tflite cannot hold, or an offset of no tensor of the file.
     """
     graph = lower_pads(graph)
     graph.check()
@@ -92,6 +95,11 @@ def to_tflite(graph: Graph, description: str = "") -> bytes:
     b = flatbuffers.Builder(1 << 20)
     empty = _table(b, "Buffer", {})
     buffers = [empty] + [_table(b, "Buffer", {"Data": _buffer_data(b, graph.constants[name])}) for name in constants]
+    metadata = []
+    if offsets is not None:
+        buffers.append(_table(b, "Buffer", {"Data": _buffer_data(b, _offline_plan(names, graph, offsets))}))
+        fields = {"Name": b.CreateString(OFFLINE_PLAN), "Buffer": len(buffers) - 1}
+        metadata = [_table(b, "Metadata", fields)]
     tensors = [_tensor(b, graph.tensors[name], buffer_of.get(name, 0)) for name in names]
     written = [_write_operator(b, operator, codes, index) for operator in operators]
     subgraph = _table(
@@ -119,10 +127,19 @@ def to_tflite(graph: Graph, description: str = "") -> bytes:
             "Subgraphs": _offsets(b, [subgraph]),
             "Description": b.CreateString(description),
             "Buffers": _offsets(b, buffers),
+            **({"Metadata": _offsets(b, metadata)} if metadata else {}),
         },
     )
     b.Finish(model, file_identifier=b"TFL3")
     return bytes(b.Output())
+
+
+def _offline_plan(names: list[str], graph: Graph, offsets: Mapping[str, int]) -> np.ndarray:
+    """int32 as TFLM reads it: version, number of subgraphs, number of tensors, an offset each, -1 where it may choose."""
+    for name, offset in offsets.items():
+        if name not in names or name in graph.constants or offset < 0 or offset % ALIGNMENT:
+            raise InputError(f"graph {graph.name}: offset {offset} for tensor {name}; plan again for this very graph")
+    return np.array([1, 1, len(names), *(offsets.get(name, -1) for name in names)], np.int32)
 
 
 def _operator(graph: Graph, node: Node) -> _Operator:

@@ -7,7 +7,8 @@ per tensor and operator, and two int32 per output channel of every convolution.
 The head is exact: lifetimes, order and placement are TFLM's own (``micro_allocation_info.cc``,
 ``greedy_memory_planner.cc``), checked to the byte against the interpreter of pip ``tflite-micro``. The tail is
 modelled: the same sequence of allocations with struct sizes from ``tflm_kernels``; TFLM's versions differ by some
-hundred bytes. Neither counts the temporary memory above the head while planning (40 bytes per buffer).
+hundred bytes. Neither counts the temporary memory above the head while planning (40 bytes per buffer). With TFLM's
+kernels for Arm (``cmsis_nn_kernels``) the head is modelled, too: no interpreter that runs here has them.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyvad.errors import InputError
-from tinyvad.firmware_sim import tflm_kernels
-from tinyvad.graph.tflite_file import TfliteFile, TfliteTensor, read_tflite
+from tinyvad.firmware_sim import cmsis_nn_kernels, tflm_kernels
+from tinyvad.graph.tflite_file import TfliteFile, TfliteOperator, TfliteTensor, read_tflite
 
 ALIGNMENT = 16  # MicroArenaBufferAlignment()
+KERNELS = ("reference", "cmsis_nn")
 _OFFLINE_PLAN = "OfflineMemoryAllocation"
 _NEVER = -1  # the lifetime of a tensor that no operator touches; TFLM plans it all the same
 
@@ -67,7 +69,8 @@ class Arena:
 
     Attributes:
         head_bytes: activations and scratch as TFLM places them.
-        head_kind: 'exact', or 'modelled' if an operator or a second subgraph may need scratch unknown to us.
+        head_kind: 'exact', or 'modelled' if an operator or a second subgraph may need scratch unknown to us, and with
+            kernels other than TFLM's reference.
         lower_bound_bytes: no plan that keeps whole buffers can need less.
         tail_bytes_modelled: for a pointer size of 4 or 8, persistent bytes by bucket.
         n_ops: operators.
@@ -141,10 +144,13 @@ def lower_bound(buffers: Sequence[Buffer], alignment: int = ALIGNMENT) -> int:
     return peak
 
 
-def tflite_buffers(file: TfliteFile) -> list[Buffer]:
+def tflite_buffers(file: TfliteFile, kernels: str = "reference", isa: str = "scalar") -> list[Buffer]:
     """What TFLM plans for a file, in the order in which it hands it to the planner: tensors, then scratch.
 
     Constants, variables and tensors without bytes are not planned. An operator's inputs and outputs live at once.
+
+    Args:
+        kernels, isa: as for ``arena``.
 
     Raises:
         InputError: a tensor has a dynamic shape or no fixed size; the offline plan in the metadata is damaged.
@@ -172,23 +178,34 @@ def tflite_buffers(file: TfliteFile) -> list[Buffer]:
             name = tensor.name or f"tensor {tensor.index}"
             buffers.append(Buffer(name, nbytes, first[tensor.index], last[tensor.index], offline[tensor.index]))
     for op in file.operators:
-        for n, nbytes in enumerate(tflm_kernels.scratch_nbytes(file, op)):
+        for n, nbytes in enumerate(_scratch(file, op, kernels, isa)):
             name = f"scratch {n} of {op.op} {op.index}"
             buffers.append(Buffer(name, nbytes, op.index + 1, op.index + 1, owner="scratch"))
     return buffers
 
 
-def arena(file: TfliteFile) -> Arena:
-    """Plan a file: head, lower bound, tail, counts (see ``Arena``). Raises InputError as ``tflite_buffers``."""
-    buffers = tflite_buffers(file)
+def arena(file: TfliteFile, kernels: str = "reference", isa: str = "scalar") -> Arena:
+    """Plan a file: head, lower bound, tail, counts (see ``Arena``).
+
+    Args:
+        kernels: that TFLM was built with, one of ``KERNELS``.
+        isa: that ``cmsis_nn`` was built for, one of ``cmsis_nn_kernels.INSTRUCTION_SETS``.
+
+    Raises:
+        InputError: as ``tflite_buffers``; unknown kernels or instruction set.
+    """
+    if kernels not in KERNELS or isa not in cmsis_nn_kernels.INSTRUCTION_SETS:
+        sets = ", ".join(cmsis_nn_kernels.INSTRUCTION_SETS)
+        raise InputError(f"kernels {kernels!r} for {isa!r}: use {' or '.join(KERNELS)}, for one of {sets}")
+    buffers = tflite_buffers(file, kernels, isa)
     plan = plan_tflm_greedy(buffers)
-    known = file.n_subgraphs == 1 and all(op.op in tflm_kernels.KERNELS for op in file.operators)
+    known = kernels == "reference" and file.n_subgraphs == 1 and all(op.op in tflm_kernels.KERNELS for op in file.operators)
     constants = {tensor.buffer: tensor.buffer_nbytes for tensor in file.tensors if tensor.data is not None}
     return Arena(
         head_bytes=plan.head_bytes,
         head_kind="exact" if known else "modelled",
         lower_bound_bytes=lower_bound(buffers),
-        tail_bytes_modelled={pointer: _tail(file, pointer) for pointer in (4, 8)},
+        tail_bytes_modelled={pointer: _tail(file, pointer, kernels, isa) for pointer in (4, 8)},
         n_ops=len(file.operators),
         macs=sum(tflm_kernels.macs(file, op) for op in file.operators),
         weights_bytes=sum(constants.values()),
@@ -258,7 +275,12 @@ def _offline_offsets(file: TfliteFile) -> list[int | None]:
 _ALLOCATORS = {8: 472, 4: 232}
 
 
-def _tail(file: TfliteFile, pointer: int) -> dict[str, int]:
+def _scratch(file: TfliteFile, op: TfliteOperator, kernels: str, isa: str) -> list[int]:
+    own = tflm_kernels.scratch_nbytes(file, op)
+    return own if kernels == "reference" else [*own, *cmsis_nn_kernels.scratch_nbytes(file, op, isa)]
+
+
+def _tail(file: TfliteFile, pointer: int, kernels: str, isa: str) -> dict[str, int]:
     """Persistent bytes by bucket for ``pointer``-byte pointers, in TFLM's order because alignment depends on it."""
     used: dict[str, int] = {}
     top = 0  # bytes from the end of the arena, which is taken as 16-aligned
@@ -271,19 +293,23 @@ def _tail(file: TfliteFile, pointer: int) -> dict[str, int]:
         used[bucket] = used.get(bucket, 0) + grown - top
         top = grown
 
-    kernels = [tflm_kernels.KERNELS.get(op.op, tflm_kernels.UNKNOWN) for op in file.operators]
+    structs = [tflm_kernels.KERNELS.get(op.op, tflm_kernels.UNKNOWN) for op in file.operators]
+    arm = kernels == "cmsis_nn"
     allocate("allocator_structs", _ALLOCATORS[pointer] + 2 * pointer * file.n_subgraphs, pointer)
     allocate("eval_tensors", 3 * pointer * len(file.tensors), pointer)
     allocate("node_registrations", 8 * pointer * len(file.operators), pointer)
-    for kernel in kernels:
+    for kernel in structs:
         allocate("op_options", kernel.options, 4 if kernel.options >= 4 else 1)
-    for kernel in kernels:
-        allocate("op_data", kernel.data_64 if pointer == 8 else kernel.data_32)
+    for kernel, op in zip(structs, file.operators, strict=True):
+        more = cmsis_nn_kernels.more_data_nbytes(op) if arm else 0
+        allocate("op_data", (kernel.data_64 if pointer == 8 else kernel.data_32) + more)
     for op in file.operators:
         bucket = "op_data" if op.op in ("ADD_N", "BATCH_MATMUL", "LOG_SOFTMAX", "SOFTMAX") else "channel_multipliers"
         for nbytes in tflm_kernels.persistent_nbytes(file, op, pointer):
             allocate(bucket, nbytes)
-    n_scratch = sum(len(tflm_kernels.scratch_nbytes(file, op)) for op in file.operators)
+        for nbytes in cmsis_nn_kernels.persistent_nbytes(file, op, isa) if arm else []:
+            allocate("channel_multipliers", nbytes)
+    n_scratch = sum(len(_scratch(file, op, kernels, isa)) for op in file.operators)
     allocate("scratch_handles", pointer * n_scratch, pointer)
     for tensor in file.tensors:
         if tensor.is_variable:

@@ -11,7 +11,7 @@ from tinyvad.backbones.assign import random_weights
 from tinyvad.backbones.blocks import parameters
 from tinyvad.graph.ir import Graph, Node
 from tinyvad.graph.passes import default_layers, normalise, truncate
-from tinyvad.sizing import plan_arena
+from tinyvad.sizing import plan_network
 
 # phinet_1.2_0.5_6_downsampling at 224 pixels: name, channels inside and of the gate, channels, height, parameters, MACs
 TABLE = [
@@ -142,7 +142,7 @@ def test_the_preset_for_small_chips_fits_its_word() -> None:
             (size // stride, size // stride, channels) for stride, channels in ((4, 16), (8, 32), (16, 56))
         ]
         assert round(cut.macs() / 1e6) == mmacs
-        assert plan_arena(cut).head_bytes == arena <= 180_000
+        assert plan_network(cut).arena.head_bytes == arena <= 180_000
         reach = jump = 1  # pixels that the last tap sees
         for n in cut.nodes:
             if n.op in ("conv2d", "depthwise_conv2d"):

@@ -18,7 +18,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tinyvad.errors import InputError
-from tinyvad.images import Preprocessing, apply_table, input_table, load_images, read_image, read_mask
+from tinyvad.images import (
+    Preprocessing,
+    apply_table,
+    frame_to_rgb,
+    input_table,
+    load_images,
+    read_image,
+    read_mask,
+    rgb_to_frame,
+)
 
 SMALL = Preprocessing(8, 8)
 
@@ -435,3 +444,37 @@ def test_reading_stays_a_little_ahead_and_ends_with_the_reader(
         assert len(started) <= taken + 5 and most <= 3
     stream.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before and len(started) <= 26
+
+
+def test_frames_of_a_camera() -> None:
+    words = np.arange(65536, dtype="<u2")  # every RGB565 pixel
+    rgb = frame_to_rgb(words.tobytes(), 256, 256, "rgb565")
+    assert rgb.shape == (256, 256, 3) and rgb.dtype == np.uint8
+    flat = rgb.reshape(-1, 3)
+    assert flat[[0xF800, 0x07E0, 0x001F]].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    assert flat[0b10110_101101_01001].tolist() == [0b10110101, 0b10110110, 0b01001010]
+    for channel, (shift, top) in enumerate([(11, 31), (5, 63), (0, 31)]):
+        exact = (words >> shift & top) * 255 / top
+        assert np.abs(flat[:, channel] - exact).max() < 1
+    assert rgb_to_frame(rgb, "rgb565") == words.tobytes()
+    assert np.array_equal(frame_to_rgb(words.view(np.uint8), 256, 256, "rgb565"), rgb)
+
+
+def test_frames_in_rgb888_and_grey(rng: np.random.Generator) -> None:
+    image = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    assert np.array_equal(frame_to_rgb(rgb_to_frame(image, "rgb888"), 7, 5, "rgb888"), image)
+    grey = rgb_to_frame(image, "grey")
+    assert grey == Image.fromarray(image).convert("L").tobytes()
+    wide = frame_to_rgb(grey, 7, 5, "grey")
+    assert wide.shape == (5, 7, 3) and wide[..., 1].tobytes() == grey and rgb_to_frame(wide, "grey") == grey
+
+
+def test_bad_frames_are_refused(rng: np.random.Generator) -> None:
+    with pytest.raises(InputError, match="a 4x3 frame in rgb565 is 24 bytes, not 23"):
+        frame_to_rgb(bytes(23), 4, 3, "rgb565")
+    for call in (lambda: frame_to_rgb(b"", 0, 0, "yuv"), lambda: rgb_to_frame(np.zeros((1, 1, 3), np.uint8), "yuv")):
+        with pytest.raises(InputError, match="'yuv' is unknown; there are rgb888, rgb565, grey"):
+            call()
+    for bad in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)):
+        with pytest.raises(InputError, match=r"\(H, W, 3\) uint8"):
+            rgb_to_frame(bad, "rgb888")

@@ -16,7 +16,11 @@ LEVELS = [
     ("__main__",),
     ("cli",),
     ("build",),
-    ("build_report", "sizing", "verify", "profiling", "sweep", "inspection", "backbone_tables", "distill"),
+    ("choosing",),
+    (
+        "build_report", "sizing", "verify", "profiling", "sweep", "variants", "rehearsal", "inspection", "backbone_tables",
+        "distill",
+    ),
     ("report",),
     ("firmware_sim",),
     ("calibration", "probing"),

@@ -24,6 +24,8 @@ from tinyvad.errors import InputError
 from tinyvad.firmware_sim.budget import Item, make_budget
 from tinyvad.firmware_sim.targets import load_target
 from tinyvad.report import html, html_parts, pictures, profile, svg, svg_memory, text
+from tinyvad.report.growth import compare, compare_all
+from tinyvad.report.junit import to_junit
 from tinyvad.report.pictures import FOUND, HALO, MAGMA, MARKED, STRENGTH, Case
 
 HOSTILE = '<script>alert(1)</script>"\'&|`*\x00\x1b\udcff]]>'
@@ -31,14 +33,15 @@ VOID = {"meta", "img", "br", "line", "rect", "stop", "circle"}
 
 
 def example_budget(arena: int = 200_000) -> dict[str, Any]:
+    parts = (Item("activations", 1536, "exact", column="Activation RAM"), Item("tail", arena - 1536, "modelled"))
     ram = [
-        Item("arena", arena, "modelled", "head and tail"),
+        Item("arena", arena, "modelled", "head and tail", parts=parts),
         Item("scorer", 10_000, "exact"),
         Item("stack", 4096, "estimated", "reserve"),
     ]
     flash = [
-        Item("backbone.tflite", 300_000, "exact"),
-        Item("bank.tvb", 200_000, "exact"),
+        Item("backbone.tflite", 300_000, "exact", column="Weights Flash"),
+        Item("bank.tvb", 200_000, "exact", column="Weights Flash"),
         Item("code", 65_536, "estimated"),
     ]
     return make_budget(load_target("cortex-m7"), ram, flash).to_dict()
@@ -490,9 +493,9 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert "script" not in shown.tags
     assert "<script>alert(1)</script>" in shown.text
     assert set(svg_parts(html.render(report, [case])))
-    for write in (profile.to_table, profile.to_markdown, profile.to_json, profile.to_junit):
+    for write in (profile.to_table, profile.to_markdown, profile.to_json, to_junit):
         assert write(report).encode("utf-8")
-    ElementTree.fromstring(profile.to_junit(report))
+    ElementTree.fromstring(to_junit(report))
     assert "<script" not in profile.to_markdown(report)
 
 
@@ -523,7 +526,7 @@ def test_missing_and_empty_keys(key: str | None) -> None:
             else:
                 report[name] = None
         page(report, [example_case()])
-        for write in (profile.to_table, profile.to_markdown, profile.to_json, profile.to_junit):
+        for write in (profile.to_table, profile.to_markdown, profile.to_json, to_junit):
             write(report)
 
 
@@ -545,7 +548,7 @@ def test_unlimited_flash_is_no_error() -> None:
     report = example_report()
     report["budget"]["flash_available"] = None
     assert "no limit" in page(report, []).text
-    assert "flash" not in [case.get("name") for case in ElementTree.fromstring(profile.to_junit(report)).iter("testcase")]
+    assert "flash" not in [case.get("name") for case in ElementTree.fromstring(to_junit(report)).iter("testcase")]
 
 
 def test_page_stays_small(rng: np.random.Generator) -> None:
@@ -590,12 +593,97 @@ def test_table_lines_up_and_markdown_has_equal_rows() -> None:
     report = example_report()
     lines = profile.to_table(report).splitlines()
     start = lines.index("RAM")
-    words = ["bytes", "200,000", "10,000"]
-    ends = {line.index(word) + len(word) for line, word in zip(lines[start + 1 : start + 4], words)}
+    words = ["bytes", "200,000", "1,536", "198,464", "10,000"]  # the arena, its two parts, the scorer
+    ends = {line.index(word) + len(word) for line, word in zip(lines[start + 1 : start + 6], words)}
     assert len(ends) == 1
     assert lines[0] == "part on cortex-m7: fits cortex-m7 (stm32f746)"
     rows = re.findall(r"^\|.*\|$", profile.to_markdown(report), re.M)
     assert "| arena | 200,000 | 61.0 % | modelled |" in "\n".join(rows)
+
+
+def several(**more: Any) -> dict[str, Any]:
+    """Profiles of two targets: the first of TFLM, the second of both runtimes, of which ours is over budget."""
+    small, large = (example_report(arena) for arena in (200_000, 500_000))
+    keys = ("budget", "memory", "latency")
+    profiles = [{"runtime": "tflm", **{key: small[key] for key in keys}} for _ in range(2)]
+    profiles.append({"runtime": "tinyvad", **{key: large[key] for key in keys}})
+    for profile_, name in zip(profiles, ("stm32f746", "stm32f412", "stm32f412")):
+        profile_["budget"] = {**profile_["budget"], "target": name, "alias": None}
+    return json.loads(json.dumps({"title": "part", "warnings": ["random weights"], "profiles": profiles, **more}))
+
+
+def test_overview_has_a_row_a_target_and_runtime() -> None:
+    section = profile.overview(profile.profiles_of(several()))
+    assert section.head[3:9] == tuple(profile.columns({}))
+    assert [row[:3] for row in section.rows] == [
+        ("stm32f746", "tflm", "yes"), ("stm32f412", "tflm", "yes"), ("stm32f412", "tinyvad", "NO"),
+    ]  # fmt: skip
+    assert section.rows[0][3:9] == ("1.5", "207.6", "488.3", "64.0", "209.1", "552.3")
+    table = profile.to_table(several()).splitlines()
+    assert table[:2] == ["part: 2 of 3 fit", "  warning: random weights"]
+    assert len(table) == 6  # no details of three profiles: heading, warning, heads, rows
+
+
+def test_two_profiles_get_their_details() -> None:
+    value = several()
+    value["profiles"] = value["profiles"][1:]
+    text_ = profile.to_table(value)
+    assert "part: fits stm32f412, runtime tflm" in text_
+    assert "part: does not fit stm32f412, runtime tinyvad" in text_
+    assert text_.count("random weights") == 1
+
+
+def test_markdown_of_several_folds_details_away_and_stays_a_comment() -> None:
+    value = several()
+    value["profiles"][2]["growth"] = ["RAM a|b 2 B > 1 B"]
+    shown = profile.to_markdown(value)
+    assert shown.startswith("### part: 2 of 3 fit\n\n**Warning:** random weights\n")
+    assert "- stm32f412 tinyvad: RAM a\\|b 2 B > 1 B" in shown
+    assert shown.count("<details>") == shown.count("</details>") == 3
+    value["profiles"] *= 30
+    long = profile.to_markdown(value)
+    assert len(long) < 65_536
+    assert "more: `tinyvad profile --format json`" in long
+
+
+def test_json_and_junit_of_several() -> None:
+    value = several()
+    loaded = json.loads(profile.to_json(value))
+    assert "columns" not in loaded
+    assert [one.pop("columns") for one in loaded["profiles"]] == [profile.columns(one) for one in value["profiles"]]
+    assert loaded == value
+    suites = ElementTree.fromstring(to_junit(value).encode()).findall("testsuite")
+    groups = [suite.find("testcase").get("classname") for suite in suites]  # type: ignore[union-attr]
+    assert groups == [f"tinyvad.profile.{name}" for name in ("stm32f746.tflm", "stm32f412.tflm", "stm32f412.tinyvad")]
+    assert [suite.get("failures") for suite in suites] == ["0", "0", "1"]
+
+
+def test_compare_all_pairs_targets_and_runtimes() -> None:
+    before, after = several(), several()
+    after["profiles"][1]["budget"]["ram"][0]["nbytes"] *= 2
+    after["profiles"][1]["budget"]["ram_used"] *= 2
+    del before["profiles"][2]
+    problems = compare_all(after, before, 0.03)
+    assert [problem.split(" B >")[0] for problem in problems] == [
+        "stm32f412 tflm: RAM arena 400,000", "stm32f412 tflm: RAM total 428,192",
+    ]  # fmt: skip
+    assert [len(one["growth"]) for one in after["profiles"]] == [0, 2, 0]
+    assert after["profiles"][2]["baseline"] is None  # new, so nothing to grow from
+    rows = profile.overview(after["profiles"]).rows
+    assert [row[-2:] for row in rows] == [("none", "none"), ("+214,096 B (+100.0 %)", "none"), ("new", "new")]
+
+
+def test_compare_all_takes_a_baseline_of_one_target() -> None:
+    """As versions wrote it that knew one target and TFLM alone."""
+    baseline = {"title": "part", "budget": several()["profiles"][0]["budget"]}
+    assert compare_all(several(), baseline, 0.0) == []
+    baseline["budget"] = {**baseline["budget"], "ram_used": 1}
+    assert compare_all(several(), baseline, 0.0)[0].startswith("stm32f746 tflm: RAM total 214,096 B > 1 B allowed")
+    single = {"profiles": several()["profiles"][:1]}
+    assert compare_all(single, baseline, 0.0)[0].startswith("RAM total")
+    ours = {"profiles": several()["profiles"][2:]}
+    with pytest.raises(InputError, match=r"baseline is of target stm32f746 tflm, this profile of stm32f412 tinyvad: "):
+        compare_all(ours, baseline, 0.0)
 
 
 def test_markdown_cells_stay_cells() -> None:
@@ -614,7 +702,7 @@ def test_json_is_the_profile_and_its_columns() -> None:
 
 
 def junit(report: dict[str, Any]) -> tuple[ElementTree.Element, dict[str, str | None]]:
-    suite = ElementTree.fromstring(profile.to_junit(report).encode()).find("testsuite")
+    suite = ElementTree.fromstring(to_junit(report).encode()).find("testsuite")
     assert suite is not None
     cases = {str(case.get("name")): case.findtext("failure") for case in suite.iter("testcase")}
     assert int(suite.get("tests", "")) == len(list(suite.iter("testcase")))
@@ -661,25 +749,25 @@ def grown(**bytes_by_owner: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_compare_allows_growth_up_to_the_limit_exactly() -> None:
-    assert profile.compare(*grown(), 0.0) == []
-    assert profile.compare(*grown(bank=6000), 0.03) == []  # 3 % of 200,000
-    problems = profile.compare(*grown(bank=6001), 0.03)
+    assert compare(*grown(), 0.0) == []
+    assert compare(*grown(bank=6000), 0.03) == []  # 3 % of 200,000
+    problems = compare(*grown(bank=6001), 0.03)
     assert len(problems) == 1
     assert problems[0].startswith("flash bank.tvb 206,001 B > 206,000 B allowed (baseline 200,000 B + 3 %): ")
     assert "\n" not in problems[0]
     assert "--format json" in problems[0]
-    assert profile.compare(*grown(bank=-50_000, arena=-1), 0.0) == []
+    assert compare(*grown(bank=-50_000, arena=-1), 0.0) == []
 
 
 def test_compare_looks_at_totals_too() -> None:
-    problems = profile.compare(*grown(arena=20_000), 0.05)
+    problems = compare(*grown(arena=20_000), 0.05)
     assert [problem.split(" B ")[0] for problem in problems] == ["RAM arena 220,000", "RAM total 234,096"]
 
 
 def test_compare_reports_a_new_owner() -> None:
     after, before = grown()
     after["budget"]["ram"].append({"owner": "camera frame", "nbytes": 100, "kind": "exact"})
-    assert profile.compare(after, before, 0.5) == [
+    assert compare(after, before, 0.5) == [
         "RAM camera frame 100 B > 0 B allowed (baseline 0 B: it is new): make it smaller, or accept it with a new "
         "baseline from `tinyvad profile BUILD --format json`"
     ]
@@ -695,7 +783,7 @@ def test_compare_is_exact(before: int, percent: int, off: int) -> None:
         ram = [{"owner": "a", "nbytes": nbytes, "kind": "exact"}]
         return {"budget": {"target": "t", "ram": ram, "flash": [], "ram_used": 0, "flash_used": 0}}
 
-    problems = profile.compare(only(after), only(before), percent / 100)
+    problems = compare(only(after), only(before), percent / 100)
     assert bool(problems) == (Fraction(after, before) > Fraction(100 + percent, 100))
 
 
@@ -704,11 +792,11 @@ def test_compare_refuses_other_profiles() -> None:
     other = copy.deepcopy(report)
     other["budget"]["target"] = "rp2040"
     with pytest.raises(InputError, match=r"rp2040.*stm32f746"):
-        profile.compare(report, other, 0.1)
+        compare(report, other, 0.1)
     broken: Any
     for broken in ({}, {"budget": None}, {"budget": {}}, [], {"budget": {"ram": 5}}):
         with pytest.raises(InputError, match="the baseline: field"):
-            profile.compare(report, broken, 0.1)
+            compare(report, broken, 0.1)
     for growth in (-0.1, float("nan"), float("inf")):
         with pytest.raises(InputError, match="max-growth"):
-            profile.compare(report, report, growth)
+            compare(report, report, growth)

@@ -3,12 +3,12 @@
 The order, with what each step hands on:
 
 1. images and target           -> datasets, limits
-2. network, input size         -> a float graph whose memory plan fits the target's RAM (``tinyvad.sizing``)
+2. network, input size         -> a float graph whose memory plan fits the target's RAM (``tinyvad.choosing``)
 3. calibration, quantisation   -> backbone.tflite, read back by the exact engine; backbone.onnx
 4. features of all good images -> tapped int8 maps on disk, of the exact and of the float engine
 5. method, embedding, fit      -> an integer scorer, within the flash that is left, and thresholds from held-out good
                                   images by cross-fitting (``tinyvad.fitting``)
-6. banks, budget, manifest     -> the folder, under a temporary name until it is whole
+6. banks, memory plan, budget  -> the folder, under a temporary name until it is whole, with firmware/ (C sources)
 7. engines compared, test images scored, report (``tinyvad.build_report``)
 
 A bank belongs to the very file whose features it was fitted on: bank.tvb to backbone.tflite, which is what the device
@@ -33,6 +33,7 @@ from tinyvad import fitting
 from tinyvad.bank import Header, pack_meta, write_bank
 from tinyvad.build_report import BuildFacts, make_cases, make_report
 from tinyvad.calibration import quantize_on
+from tinyvad.choosing import Choice, Chooser
 from tinyvad.detectors import Scorer
 from tinyvad.embedding import Embedding, on_grid
 from tinyvad.engines import Engine, threads
@@ -40,27 +41,40 @@ from tinyvad.engines.int8 import Int8Engine
 from tinyvad.engines.onnx import OnnxEngine
 from tinyvad.errors import CheckFailed, InputError
 from tinyvad.evaluate import Evaluation, evaluate
+from tinyvad.export.c import firmware_files
+from tinyvad.export.c_model import Camera
 from tinyvad.export.onnx import to_onnx
 from tinyvad.export.tflite import to_tflite
 from tinyvad.files import new_folder, write_bytes, write_text
 from tinyvad.firmware_sim import budget as budgets
-from tinyvad.firmware_sim.memory import arena
+from tinyvad.firmware_sim.chips import chip_of
 from tinyvad.firmware_sim.targets import Target, load_target
 from tinyvad.graph.ir import Graph
-from tinyvad.graph.tflite_file import read_tflite
-from tinyvad.graph.tflite_import import import_tflite
+from tinyvad.graph.schedule import Schedule
 from tinyvad.images import Dataset, Preprocessing, apply_table, find_datasets, load_images
 from tinyvad.metrics import f1_max
 from tinyvad.model import BACKBONES, BANKS, FORMAT, MANIFEST, Model, batches, load
+from tinyvad.probing import FEWEST_IMAGES, Probe
 from tinyvad.project import Project, make_project
 from tinyvad.report.html import write_report
-from tinyvad.sizing import Choice, bank_limit, choose_network
+from tinyvad.sizing import (
+    ScorerMemory,
+    bank_limit,
+    expected_scorer_memory,
+    needs,
+    plan_memory,
+    read_network,
+    scorer_memory,
+)
 from tinyvad.verify import SAMPLES, verify
 from tinyvad.version import __version__
 
 CALIBRATION_IMAGES = 64
 SAMPLE_IMAGES = 8
 SELF_TEST_CELLS = 4
+FIRMWARE = "firmware"
+# what lies in firmware/ after `make` there; it is all made again
+FIRMWARE_SUFFIXES = (".c", ".h", ".S", ".ld", ".md", ".tvb", ".o", ".su", ".d", ".elf", ".map")
 REPORTS = ("report.json", "report.html")
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -105,13 +119,21 @@ def build(project: Project, progress: Progress | None = None) -> list[Built]:
         if several and (Path(dataset.name).name != dataset.name or dataset.name in (".", "..")):
             raise InputError(f"{dataset.root}: category {dataset.name!r} is no plain folder name; rename it")
         _check_out(project.out / dataset.name if several else project.out, project.data)
-    choice = choose_network(project, target, min(len(dataset.train_good) for dataset in datasets))
+    tell = progress or (lambda stage, done, total: None)
+    chooser = Chooser(project, target, min(len(dataset.train_good) for dataset in datasets), tell)
     return [
-        _Build(project, dataset, target, choice, progress or (lambda stage, done, total: None)).run(
+        _Build(project, dataset, target, _choose(chooser, project, dataset), tell).run(
             project.out / dataset.name if several else project.out
         )
         for dataset in datasets
     ]
+
+
+def _choose(chooser: Chooser, project: Project, dataset: Dataset) -> Choice:
+    """Network and size for one category, sizes tried on its good images where there are enough."""
+    enough = len(dataset.train_good) >= FEWEST_IMAGES
+    probe = lambda: Probe(dataset.train_good, project.seed, project.on_error, project.bit_depth)  # noqa: E731
+    return chooser.choose(probe if enough else None)
 
 
 def fit(images: str | Path, out: str | Path = "build", **settings: Any) -> Model:
@@ -141,6 +163,8 @@ def _check_out(out: Path, data: Path) -> None:
         name = path.relative_to(out)
         if name.as_posix() in ours or (name.parts[0] == SAMPLES and (path.is_dir() or path.suffix == ".png")):
             continue
+        if name.parts[0] == FIRMWARE and (path.is_dir() or path.suffix in FIRMWARE_SUFFIXES or path.name == "Makefile"):
+            continue
         raise InputError(f"{out} holds {name}, which is no part of a build; choose an empty or new --out")
 
 
@@ -163,15 +187,15 @@ class _Build:
             "int8": to_tflite(quantized, f"tinyvad backbone {self.backbone.name}"),
             "onnx": _onnx_bytes(graph, self.preprocessing),
         }
-        self.engine = Int8Engine(import_tflite(files["int8"]), threads())
+        self.network = read_network(files["int8"])
+        self.engine = Int8Engine(self.network.graph, threads())
         self.tensors = [self.engine.graph.tensors[name] for name in self.engine.graph.outputs]
         self.engines: dict[str, Engine] = {"int8": self.engine, "onnx": OnnxEngine(files["onnx"], threads())}
         stores, samples = self.features()
         self.n_good = stores["int8"].count
         self.plan = fitting.plan_method(
-            self.project.method, self.tensors, self.preprocessing.height, self.n_good,
-            bank_limit(len(files["int8"]), self.target, self.project.bank_bytes), self.project.grid,
-            self.project.dimensions, self.project.seed,
+            self.project.method, self.tensors, self.preprocessing.height, self.n_good, self.bank_limit(),
+            self.project.grid, self.project.dimensions, self.project.seed,
         )  # fmt: skip
         fitted = {name: self.fit(name, store, samples) for name, store in stores.items()}
         with new_folder(out, MANIFEST) as folder:
@@ -182,6 +206,20 @@ class _Build:
                 write_bytes(folder / SAMPLES / f"{index:02d}.png", _png(image))
             report = self.finish(folder, files, fitted)
         return Built(out, report)
+
+    def schedule(self, memory: ScorerMemory) -> Schedule | None:
+        """The memory plan of our runtime; None where TFLM runs the network."""
+        if self.project.runtime == "tflm":
+            return None
+        return plan_memory(self.network, memory, self.project, self.target)
+
+    def bank_limit(self) -> int | None:
+        """Bytes that the bank may take, before the scorer is known."""
+        flash: list[budgets.Item] = []
+        if self.target is not None:
+            memory = expected_scorer_memory(self.tensors, self.project.grid)
+            flash = needs(self.network, memory, self.schedule(memory), 0, self.target, self.project.frame).flash
+        return bank_limit(flash, self.target, self.project.bank_bytes)
 
     def quantize(self, graph: Graph) -> Graph:
         """The int8 graph, calibrated on evenly chosen good images; sets ``table``, the network's input of every pixel."""
@@ -250,27 +288,39 @@ class _Build:
             fitted = {name: self.best_f1(folder, name, one) for name, one in fitted.items()}
             self.write_banks(folder, files, fitted)
         exact = fitted["int8"]
-        plan = arena(read_tflite(files["int8"]))
-        budget = None
+        memory = scorer_memory(exact.embedding, exact.scorer)
+        schedule, budget = self.schedule(memory), None
+        bank = (folder / BANKS["int8"]).read_bytes()
         if self.target is not None:
-            bank_bytes = (folder / BANKS["int8"]).stat().st_size
-            ram = budgets.ram_items(plan, exact.scorer.ram_bytes(self.plan.grid), self.target, self.project.frame)
-            flash = budgets.flash_items(len(files["int8"]), bank_bytes, self.target)
-            budget = budgets.make_budget(self.target, ram, flash)
+            budget = needs(self.network, memory, schedule, len(bank), self.target, self.project.frame).on(self.target)
             budget.check("use a smaller --image-size, --grid or --bank-bytes, or a larger --target")
+        if schedule is not None:
+            self.write_firmware(folder / FIRMWARE, schedule, bank)
         manifest = _read_json(folder / MANIFEST)
         verification = verify(folder, progress=lambda done, total: self.tell("compare engines", done, total))
         if not verification["ok"]:
             raise CheckFailed(f"{self.dataset.root}: {verification['problems'][0]}; please report this")
         model = load(folder)
         evaluation = self.evaluate(model) if self.dataset.test else None
-        facts = BuildFacts(manifest, self.dataset, self.engine.graph, plan, budget, self.target, exact.held_out,
-                           self.skipped, verification)  # fmt: skip
+        facts = BuildFacts(manifest, self.dataset, self.network, schedule, budget, self.target, exact.held_out,
+                           self.skipped, verification, self.project.frame)  # fmt: skip
         report = make_report(facts, model, evaluation)
         _write_json(folder / REPORTS[0], report)
         write_report(folder / REPORTS[1], report, make_cases(model, evaluation, self.dataset))
         _write_json(folder / MANIFEST, {**manifest, "files": _hashes(folder)})
         return report
+
+    def write_firmware(self, folder: Path, schedule: Schedule, bank: bytes) -> None:
+        """The C project, and the same bank once more, so that it compiles wherever it is copied to."""
+        frame = self.project.frame
+        chip = None if self.target is None else chip_of(self.target, schedule.arena_bytes, budgets.frame_bytes(frame))
+        camera = None
+        if frame is not None:
+            height, width, form = budgets.parse_frame(frame)
+            camera = Camera(width, height, form)
+        for name, data in firmware_files(self.network.graph, schedule, bank, chip, camera).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(folder / name, data)
 
     def write_banks(self, folder: Path, files: dict[str, bytes], fitted: dict[str, Fitted]) -> None:
         for name, one in fitted.items():
@@ -317,6 +367,7 @@ class _Build:
                 "random": self.backbone.random,
                 "quality": self.backbone.quality,
                 "tried": [one.to_dict() for one in self.choice.tried],
+                "sizes_tried": [one.to_dict() for one in self.choice.sizes],
                 "layers": [tensor.name for tensor in self.tensors],
                 "macs": graph.macs(),
                 "parameters": graph.parameters(),
@@ -341,6 +392,7 @@ class _Build:
             "settings": {
                 "seed": project.seed, "frame": project.frame, "bank_bytes": project.bank_bytes,
                 "image_size": project.image_size, "grid": project.grid, "quantile": project.quantile,
+                "runtime": project.runtime, "plan": project.plan, "max_ms": project.max_ms,
             },
             "files": _hashes(folder),
         }  # fmt: skip

@@ -14,14 +14,15 @@ import numpy as np
 from tinyvad.backbones.source import warnings_about
 from tinyvad.detectors import METHODS
 from tinyvad.evaluate import Evaluation, Verdict
-from tinyvad.firmware_sim.budget import Budget
-from tinyvad.firmware_sim.latency import estimate
-from tinyvad.firmware_sim.memory import Arena
+from tinyvad.firmware_sim import latency, runtimes
+from tinyvad.firmware_sim.budget import Budget, parse_frame
 from tinyvad.firmware_sim.targets import Target
-from tinyvad.graph.ir import Graph, node_macs
+from tinyvad.graph.ir import node_macs
+from tinyvad.graph.schedule import Schedule
 from tinyvad.images import Dataset, read_mask, resize_mask
 from tinyvad.model import Model, upsample
 from tinyvad.report.pictures import Case
+from tinyvad.sizing import Network
 
 CASES_OF_A_KIND = 3
 LATENCY_ENGINE = "cmsis_nn"
@@ -29,27 +30,25 @@ LATENCY_ENGINE = "cmsis_nn"
 
 @dataclass(frozen=True, eq=False)
 class BuildFacts:
-    """What the build knows: its manifest, data, quantised graph, memory plan, budget and checks."""
+    """What the build knows: its manifest, data, network, memory plan (None under TFLM), budget and checks."""
 
     manifest: dict[str, Any]
     dataset: Dataset
-    graph: Graph
-    plan: Arena
+    network: Network
+    schedule: Schedule | None
     budget: Budget | None
     target: Target | None
     held_out: np.ndarray
     skipped: list[tuple[Path, str]]
     verification: dict[str, Any]
+    frame: str | None = None
 
 
 def make_report(facts: BuildFacts, model: Model, evaluation: Evaluation | None) -> dict[str, Any]:
     """The content of report.json, plain values."""
-    manifest, dataset, plan = facts.manifest, facts.dataset, facts.plan
+    manifest, dataset = facts.manifest, facts.dataset
     name = manifest["method"]["name"]
     scorer_macs = model.scorer.macs(model.embedding.grid)
-    latency = None
-    if facts.target is not None and LATENCY_ENGINE in facts.target.mac_per_cycle:
-        latency = estimate(facts.graph.macs() + scorer_macs, facts.target, LATENCY_ENGINE)
     return {
         "title": dataset.name,
         "tinyvad": manifest["tinyvad"],
@@ -72,17 +71,10 @@ def make_report(facts: BuildFacts, model: Model, evaluation: Evaluation | None) 
         },
         "metrics": _without_timing(evaluation.metrics) if evaluation else None,
         "budget": None if facts.budget is None else facts.budget.to_dict(),
-        "memory": {
-            "head_bytes": plan.head_bytes,
-            "head_kind": plan.head_kind,
-            "lower_bound_bytes": plan.lower_bound_bytes,
-            "tail_bytes": plan.tail_bytes(4),
-            "tail": plan.tail_bytes_modelled[4],
-            "n_ops": plan.n_ops,
-            "buffers": [vars(buffer) for buffer in plan.buffers],
-        },
-        "layers": _layers(facts.graph, plan),
-        "latency": latency,
+        "runtime": "tflm" if facts.schedule is None else "tinyvad",
+        "memory": _memory(facts),
+        "layers": _layers(facts),
+        "latency": _latency(facts, model),
         "verification": facts.verification,
         "files": manifest["files"],
     }
@@ -133,8 +125,41 @@ def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-def _layers(graph: Graph, plan: Arena) -> list[dict[str, Any]]:
-    placed = {buffer.name: buffer for buffer in plan.buffers}
+def _latency(facts: BuildFacts, model: Model) -> dict[str, Any] | None:
+    """The estimate for one image, None without a target or without figures for it."""
+    if facts.target is None:
+        return None
+    graph, embedding = facts.network.graph, model.embedding
+    if facts.schedule is None:
+        known = LATENCY_ENGINE in facts.target.mac_per_cycle
+        macs = graph.macs() + model.scorer.macs(embedding.grid)
+        return latency.estimate(macs, facts.target, LATENCY_ENGINE) if known else None
+    size = (model.preprocessing.height, model.preprocessing.width)
+    work = latency.combined(
+        latency.frame_work(size, None if facts.frame is None else parse_frame(facts.frame)[:2]),
+        latency.network_work(graph),
+        latency.embedding_work([(*tap.size, tap.channels) for tap in embedding.taps], embedding.grid),
+        latency.scorer_work(model.scorer, embedding.depth, embedding.grid),
+    )
+    return latency.estimate_runtime(work, facts.target)
+
+
+def _memory(facts: BuildFacts) -> dict[str, Any]:
+    """Figures of the arena and every buffer in it."""
+    if facts.schedule is None:
+        buffers = [vars(buffer) for buffer in facts.network.arena.buffers]
+        return {**runtimes.arena_facts(facts.network.arena), "buffers": buffers}
+    buffers = [
+        {**vars(place), "owner": "scratch" if place.name.startswith("scratch") else "activations"}
+        for place in facts.schedule.places.values()
+    ]
+    return {**runtimes.plan_facts(facts.schedule), "buffers": buffers}
+
+
+def _layers(facts: BuildFacts) -> list[dict[str, Any]]:
+    graph = facts.network.graph
+    buffers = facts.network.arena.buffers if facts.schedule is None else facts.schedule.places.values()
+    placed = {buffer.name: buffer for buffer in buffers}
     rows = []
     for node in graph.nodes:
         buffer = placed.get(node.output)

@@ -151,11 +151,14 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
 @click.option("--weights", type=click.Path(path_type=Path), help="For a name: .npz, .onnx, .tflite, or `random` to try it.")
 @click.option("--layers", help="Tapped tensors, comma separated.")
 @click.option("--method", help="See `tinyvad methods`. Default: by rule.")
-@click.option("--image-size", type=int, help="Network input in pixels. Default: the largest that fits.")
+@click.option("--image-size", type=int, help="Network input in pixels. Default: chosen on good images.")
 @click.option("--grid", type=int, help="Cells a side of the score map.")
 @click.option("--dimensions", type=int, help="Directions that padim-compact keeps.")
 @click.option("--bank-bytes", help="Upper bound, e.g. 160K.")
 @click.option("--frame", help="Camera frame to keep in RAM, e.g. 320x240-rgb565.")
+@click.option("--runtime", type=click.Choice(["tinyvad", "tflm"]), help="What runs the network.  [default: tinyvad]")
+@click.option("--plan", type=click.Choice(["auto", "layerwise", "inplace-dw", "patch"]), help="Its memory plan.")
+@click.option("--max-ms", type=int, help="Estimated time an image may take. Default: 1000, doubled until something fits.")
 @click.option("--bit-depth", type=int, help="Bits that 16-bit files hold.")
 @click.option("--threshold", type=click.Choice(["quantile", "f1"]), help="f1 needs labelled defects.  [default: quantile]")
 @click.option("--quantile", type=float, help="Share of held-out good images below the threshold.  [default: 0.99]")
@@ -194,6 +197,7 @@ def _describe(r: dict[str, Any]) -> str:
         f"{r['build']}: {method['name']} ({settings}) on {r['backbone']['name']} at {size} px, grid {grid}",
         f"  backbone   {r['backbone']['source']}; taps {', '.join(r['backbone']['layers'])}",
         *(f"  auto       {line}" for line in _tried(r["backbone"]["tried"])),
+        *(f"  sizes      {line}" for line in _sizes_tried(r["backbone"]["sizes_tried"])),
         f"  good       {r['dataset']['n_train']} images; threshold {threshold['score']:.3f} ({threshold['rule']})",
     ]
     if r["budget"]:
@@ -218,9 +222,21 @@ def _tried(tried: list[dict[str, Any]]) -> list[str]:
     for one in tried:
         size = "" if one["image_size"] is None else f", {one['image_size']} px"
         size += "" if one["arena_bytes"] is None else f", arena {one['arena_bytes']:,} B"
-        size += "" if one["flash_bytes"] is None else f", network with bank {one['flash_bytes']:,} B"
+        size += "" if one["flash_bytes"] is None else f", flash {one['flash_bytes']:,} B"
+        size += "" if one["ms"] is None else f", about {one['ms']:,.0f} ms"
         words = [word for word in ("chosen" if one["chosen"] else "", one["why_not"]) if word]
         lines.append(f"{one['name']}: quality {one['quality']:.3f}{size}: {', '.join(words)}")
+    return lines
+
+
+def _sizes_tried(tried: list[dict[str, Any]]) -> list[str]:
+    """A line an input size that was tried on good images with made-up defects."""
+    lines = []
+    for one in tried:
+        facts = f"made-up defects AUROC {one['probe_auroc']:.3f}"
+        facts += "" if one["arena_bytes"] is None else f", arena {one['arena_bytes']:,} B"
+        facts += "" if one["ms"] is None else f", about {one['ms']:,.0f} ms"
+        lines.append(f"{one['image_size']} px: {facts}{': chosen' if one['chosen'] else ''}")
     return lines
 
 
@@ -373,35 +389,60 @@ def _save_overlay(model: Any, prediction: Any, folder: Path, number: int) -> Non
 
 
 @main.command()
-@click.argument("build_folder", metavar="BUILD", type=click.Path(path_type=Path))
-@click.option("--target", help="Another target than the build's own.")
+@click.argument("arguments", metavar="[BUILD] [AXIS=VALUES]...", nargs=-1)
+@click.option("--target", "targets", multiple=True, help="Repeatable; `all` for every preset.  [default: the build's own]")
+@click.option(
+    "--runtime", type=click.Choice(["tinyvad", "tflm", "both"]), default="tinyvad", show_default=True,
+    help="Our C runtime, or TensorFlow Lite Micro for the network.",
+)
 @click.option("--frame", help="Camera frame to keep in RAM, e.g. 320x240-rgb565.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json", "markdown", "junit"]), default="table", show_default=True
 )
 @click.option("--baseline", type=click.Path(path_type=Path), help="JSON of an earlier `profile --format json`.")
 @click.option("--max-growth", default="3%", show_default=True, help="How much any figure may grow over the baseline.")
+@click.option("--sweep", metavar="AXIS=VALUES", multiple=True, help="Plan variants: image-size=96..224 bank-bytes=32K,64K.")
+@click.option("--backbone", help="For a sweep: name or file.  [default: the build's, or auto]")
+@click.option("--data", type=click.Path(path_type=Path), help="For a sweep: images, to fit and evaluate every variant on.")
+@click.option("--picture", type=click.Path(path_type=Path), help="For a sweep: an .svg of memory against quality.")
+@click.option("--seconds", type=click.IntRange(1), default=600, show_default=True, help="For a sweep: time for --data.")
 @json_option
 @_verb
 def profile(
-    build_folder: Path,
-    target: str | None,
+    arguments: tuple[str, ...],
+    targets: tuple[str, ...],
+    runtime: str,
     frame: str | None,
     form: str,
     baseline: Path | None,
     max_growth: str,
+    sweep: tuple[str, ...],
     as_json: bool,
+    **of_sweep: Any,
 ) -> None:
-    """RAM and flash by region and by owner, for people and for CI.
+    """RAM and flash by region and by owner, for people and for CI; with --sweep, of variants before they are built.
 
-    Example: tinyvad profile build --format json > base.json; tinyvad profile build --baseline base.json
+    Example: tinyvad profile build --target all --format json > base.json; tinyvad profile build --baseline base.json
+
+    Example: tinyvad profile --target stm32f746 --backbone mcunet-in3 --sweep image-size=96..224 bank-bytes=32K,64K
     """
+    form = "json" if as_json else form
+    builds = [Path(word) for word in arguments if not sweep or "=" not in word]
+    if sweep:
+        from tinyvad.sweep import run_sweep
+
+        axes = [*sweep, *(word for word in arguments if "=" in word)]
+        click.echo(run_sweep(builds, axes, targets, runtime, frame, form, tell=_progress(as_json), **of_sweep), nl=False)
+        return
     from tinyvad.profiling import profile as measure
     from tinyvad.profiling import render
 
-    problems, value = measure(build_folder, target, frame, baseline, max_growth)
+    unused = [f"--{name}" for name in ("backbone", "data", "picture") if of_sweep[name] is not None]
+    if len(builds) != 1 or unused:
+        raise InputError(f"{unused[0]} belongs to --sweep" if unused else f"give one BUILD, not {len(builds)}; see --help")
+    problems, value = measure(builds[0], targets, runtime, frame, baseline, max_growth)
     value["problems"] = problems
-    click.echo(render(value, "json" if as_json else form))
+    click.echo(render(value, form), nl=False)
     for problem in problems:
         click.echo(f"tinyvad: {problem}", err=True)
     if problems:
@@ -412,19 +453,28 @@ def profile(
 @click.argument("build_folder", metavar="BUILD", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of images. Default: those that the build keeps.")
 @click.option("--images", "limit", type=click.IntRange(1), default=20, show_default=True, help="How many of --data.")
+@click.option(
+    "--engine", "engines", multiple=True, type=click.Choice(["litert", "tflm", "onnx", "host", "firmware", "all"]),
+    help="Repeatable. host: the C code on this PC; firmware: on the emulated chip.  [default: litert, tflm, onnx]",
+)
+@click.option("--target", help="For the firmware: another target than the build's own.")
 @json_option
 @_verb
-def verify(build_folder: Path, data: Path | None, limit: int, as_json: bool) -> None:
-    """Run the same images through every engine at hand; one differing integer fails.
+def verify(
+    build_folder: Path, data: Path | None, limit: int, engines: tuple[str, ...], target: str | None, as_json: bool
+) -> None:
+    """Run the same images through several engines; one differing integer fails.
 
-    Example: tinyvad verify build --data bottle
+    Example: tinyvad verify build --data bottle --engine firmware
     """
+    from tinyvad.firmware_sim.targets import load_target
     from tinyvad.verify import images_of, summary
     from tinyvad.verify import verify as compare
 
     tell = _progress(as_json)
     images = None if data is None else images_of(build_folder, data, limit)
-    result = compare(build_folder, images, lambda done, total: tell("compare engines", done, total))
+    chip = None if target is None else load_target(target)
+    result = compare(build_folder, images, lambda done, total: tell("compare engines", done, total), engines or None, chip)
     _emit(as_json, result, summary(result))
     if not result["ok"]:
         sys.exit(1)

@@ -30,12 +30,13 @@ from tinyvad.graph.ir import Tensor
 POOL = 3
 HEADROOM = 1.2  # defects reach further than good images
 INT32_MAX = (1 << 31) - 1
+MAX_TAPS = 16  # tapped tensors of one bank (TVAD_MAX_TAPS)
+MAX_DEPTH = 65535  # values of one cell's vector: 16 bits in the runtime
+CHANNELS_AT_ONCE = 4  # that the runtime carries through both axes together
 
-# one row of section TAPS, and what each field may be; multiplier and shift follow from section STEP
+# one row of section TAPS, and what each field may be
 TAP_FIELDS = ("height", "width", "channels", "zero point", "multiplier", "shift", "pool", "reserved")
-TAP_RANGES = (
-    (1, 4096), (1, 4096), (1, 4096), (-128, 127), (-INT32_MAX - 1, INT32_MAX), (-INT32_MAX - 1, INT32_MAX), (1, 7), (0, 0)
-)  # fmt: skip
+TAP_RANGES = ((1, 4096), (1, 4096), (1, 4096), (-128, 127), (0, INT32_MAX), (-31, 30), (1, 7), (0, 0))
 
 
 def pool_matrix(size: int, window: int = POOL) -> np.ndarray:
@@ -70,6 +71,12 @@ def tap_matrix(size: int, grid: int, pool: int = POOL) -> tuple[np.ndarray, int]
 def tap_denominator(size: int, grid: int, pool: int = POOL) -> int:
     """What the rows of ``tap_matrix`` are divided by; no row's sum is larger."""
     return (size if size >= grid else 2 * grid) * pool
+
+
+def tap_support(size: int, grid: int, pool: int = POOL) -> int:
+    """Most values of an axis that one row of ``tap_matrix`` reaches; what the runtime keeps room for."""
+    aligned = -(-size // grid) + (size % grid != 0) if size >= grid else 2
+    return min(size, aligned + pool - 1)
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,10 @@ class Embedding:
     pool: int = POOL
 
     def __post_init__(self) -> None:
+        if not 1 <= len(self.taps) <= MAX_TAPS or self.depth > MAX_DEPTH:
+            raise InputError(
+                f"{len(self.taps)} tapped tensors of {self.depth} channels; a bank takes 1 to {MAX_TAPS} and {MAX_DEPTH}"
+            )
         for tap in self.taps:
             _, shift = self.multiplier(tap)
             reach = 255 * self._denominator(tap)  # of |q - zero point| times a row of A_h and one of A_w
@@ -136,6 +147,10 @@ class Embedding:
 
     def _denominator(self, tap: Tap) -> int:
         return math.prod(tap_denominator(s, g, self.pool) for s, g in zip(tap.size, self.grid, strict=True))
+
+    def scratch_bytes(self, tap: Tap) -> int:
+        """Scratch of the runtime's ``tvad_embed`` for a tap, exactly."""
+        return tap_scratch_bytes(tap.size, self.grid, self.pool)
 
     def integer(self, maps: Sequence[np.ndarray]) -> np.ndarray:
         """(n, grid_h, grid_w, D) int8 from the tapped int8 maps [(n, h, w, c)]: what the device computes."""
@@ -183,21 +198,14 @@ class Embedding:
         Raises:
             InputError: a section is missing or malformed, or the two don't agree (section, row and field are named).
         """
-        rows, steps = sections.get("TAPS"), sections.get("STEP")
         n = len(names)
-        if n == 0 or rows is None or rows.shape != (n, len(TAP_FIELDS)) or rows.dtype != np.int32:
-            raise InputError(f"bank section TAPS: expected int32 ({n}, 8) for the {n} tapped tensors")
+        rows, steps = tap_rows(sections, grid, n), sections.get("STEP")
         if steps is None or steps.shape != (n, 2) or steps.dtype != np.float64:
             raise InputError(f"bank section STEP: expected float64 ({n}, 2) for the {n} tapped tensors")
-        for i, (row, pair) in enumerate(zip(rows, steps, strict=True)):
+        for i, pair in enumerate(steps):
             for field, value in zip(("scale", "step"), pair.tolist(), strict=True):
                 if not (math.isfinite(value) and value > 0):
                     raise InputError(f"bank section STEP, row {i}: {field} is {value}; it must be positive and finite")
-            for field, (low, high), value in zip(TAP_FIELDS, TAP_RANGES, row.tolist(), strict=True):
-                if not low <= value <= high:
-                    raise InputError(f"bank section TAPS, row {i}: {field} is {value}; it must be {low} to {high}")
-            if row[6] % 2 == 0 or row[6] != rows[0, 6]:
-                raise InputError(f"bank section TAPS, row {i}: pool is {row[6]}; it must be odd and the same in all rows")
         taps = tuple(
             Tap(name, (int(r[0]), int(r[1])), int(r[2]), float(s[0]), int(r[3]), float(s[1]))
             for name, r, s in zip(names, rows, steps, strict=True)
@@ -210,6 +218,44 @@ class Embedding:
                         f"bank section TAPS, row {i}: {field} is {stored}, but section STEP and the grid give {expected}"
                     )
         return embedding
+
+
+def tap_rows(sections: Mapping[str, np.ndarray], grid: tuple[int, int], count: int) -> np.ndarray:
+    """A bank's TAPS, (count, 8) int32, after every check that the device makes of it (docs/SPEC.md); STEP is for tools.
+
+    Raises:
+        InputError: it is missing or malformed, or sums could pass 32 bits (row and field are named).
+    """
+    rows = sections.get("TAPS")
+    if not 1 <= count <= MAX_TAPS or rows is None or rows.shape != (count, len(TAP_FIELDS)) or rows.dtype != np.int32:
+        raise InputError(f"bank section TAPS: expected int32 ({count}, 8) for the {count} tapped tensors, 1 to {MAX_TAPS}")
+    for i, row in enumerate(rows.tolist()):
+        where = f"bank section TAPS, row {i}"
+        for field, (low, high), value in zip(TAP_FIELDS, TAP_RANGES, row, strict=True):
+            if not low <= value <= high:
+                raise InputError(f"{where}: {field} is {value}; it must be {low} to {high}")
+        height, width, channels, _, _, shift, pool, _ = row
+        if pool % 2 == 0 or pool != rows[0, 6]:
+            raise InputError(f"{where}: pool is {pool}; it must be odd and the same in all rows")
+        reach = 255 * tap_denominator(height, grid[0], pool) * tap_denominator(width, grid[1], pool) << max(shift, 0)
+        if max(reach, height * width * channels) > INT32_MAX:
+            raise InputError(f"{where}: a {height}x{width}x{channels} map, shift {shift}, passes 32 bits on this grid")
+    depth = int(rows[:, 2].sum())
+    if depth > MAX_DEPTH:
+        raise InputError(f"bank section TAPS: {depth} channels in all; at most {MAX_DEPTH}")
+    return rows
+
+
+def tap_scratch_bytes(size: tuple[int, int], grid: tuple[int, int], pool: int) -> int:
+    """Scratch of ``tvad_embed``: what one row and all columns reach and with which weights, and four channels of one row of
+    sums; all int32."""
+    rows, columns = (tap_support(s, g, pool) + 2 for s, g in zip(size, grid, strict=True))
+    return align(4 * (rows + grid[1] * columns + CHANNELS_AT_ONCE * size[1]))
+
+
+def align(nbytes: int, step: int = 16) -> int:
+    """``nbytes`` rounded up to the runtime's unit of scratch."""
+    return -(-nbytes // step) * step
 
 
 def on_grid(values: np.ndarray, scale: float, zero_point: int) -> np.ndarray:

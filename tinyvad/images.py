@@ -35,15 +35,18 @@ __all__ = [
     "Sample",
     "apply_table",
     "find_datasets",
+    "frame_to_rgb",
     "input_table",
     "list_images",
     "load_images",
     "read_image",
     "read_mask",
     "resize_mask",
+    "rgb_to_frame",
 ]
 
 MAX_PIXELS = 100_000_000
+_PIXEL_BYTES = {"rgb888": 3, "rgb565": 2, "grey": 1}  # of a camera's frame
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _OPEN_LOCK = threading.Lock()  # warnings.catch_warnings changes a global and is no thread's own before Python 3.14
 
@@ -276,6 +279,64 @@ def apply_table(image: np.ndarray, table: np.ndarray) -> np.ndarray:
     for channel in range(3):
         result[..., channel] = table[channel][image[..., channel]]
     return result
+
+
+def frame_to_rgb(pixels: bytes | np.ndarray, width: int, height: int, format: str) -> np.ndarray:
+    """A camera's frame as RGB, the way the device reads it: 5 and 6 bits widen by repeating their high bits.
+
+    Args:
+        pixels: the frame's bytes, rows without a gap. rgb565: little-endian words, red in the high bits.
+        format: 'rgb888', 'rgb565' or 'grey'.
+
+    Returns:
+        (height, width, 3) uint8.
+
+    Raises:
+        InputError: an unknown format, or not width * height pixels of it.
+    """
+    values = np.frombuffer(np.ascontiguousarray(pixels, np.uint8) if isinstance(pixels, np.ndarray) else pixels, np.uint8)
+    wanted = width * height * _pixel_bytes(format)
+    if values.size != wanted:
+        raise InputError(f"a {width}x{height} frame in {format} is {wanted} bytes, not {values.size}")
+    if format == "rgb888":
+        return values.reshape(height, width, 3).copy()
+    if format == "grey":
+        return np.repeat(values.reshape(height, width, 1), 3, axis=2)
+    words = values.view("<u2").reshape(height, width)
+    red, green, blue = words >> 11, (words >> 5) & 63, words & 31
+    wide = [(red << 3) | (red >> 2), (green << 2) | (green >> 4), (blue << 3) | (blue >> 2)]
+    return np.stack(wide, axis=2).astype(np.uint8)
+
+
+def rgb_to_frame(image: np.ndarray, format: str) -> bytes:
+    """What a camera with ``format`` would have put in memory: rgb565 keeps the top bits, grey is Pillow's luma (BT.601).
+
+    Args:
+        image: (H, W, 3) uint8.
+        format: 'rgb888', 'rgb565' or 'grey'.
+
+    Returns:
+        H * W pixels as bytes, rows without a gap.
+
+    Raises:
+        InputError: an unknown format, or no such image.
+    """
+    _pixel_bytes(format)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(f"a frame is made of (H, W, 3) uint8, not {image.shape} {image.dtype}")
+    if format == "rgb888":
+        return image.tobytes()
+    if format == "grey":
+        luma = image.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)  # (H, W), the weights' sum is 2^16
+        return ((luma + 0x8000) >> 16).astype(np.uint8).tobytes()
+    red, green, blue = (image[:, :, channel].astype(np.uint16) for channel in range(3))
+    return ((red >> 3 << 11) | (green >> 2 << 5) | (blue >> 3)).astype("<u2").tobytes()
+
+
+def _pixel_bytes(format: str) -> int:
+    if format not in _PIXEL_BYTES:
+        raise InputError(f"frame format {format!r} is unknown; there are {', '.join(_PIXEL_BYTES)}")
+    return _PIXEL_BYTES[format]
 
 
 def load_images(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tinyvad.bank import Bank, open_bank
-from tinyvad.detectors import Scorer, load_scorer
+from tinyvad.detectors import Scorer, check_bank
 from tinyvad.embedding import Embedding, align_matrix
 from tinyvad.engines import Engine, open_engine
 from tinyvad.errors import CheckFailed, InputError
@@ -264,9 +264,7 @@ def load(build: str | Path, engine: str = "int8") -> Model:
     preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
     quantization = manifest["backbone"]["input_quantization"]
     table = input_table(preprocessing.mean, preprocessing.std, quantization["scale"], quantization["zero_point"])
-    for tag in ("LUT ", "THRS"):
-        if tag not in bank.sections:
-            raise InputError(f"{bank_path}: section {tag} is missing; make the build again")
+    _, scorer = check_bank(bank)
     if not np.array_equal(bank.sections["LUT "], table):
         raise CheckFailed(
             f"{folder / MANIFEST}: preprocessing gives another input table than {bank_path.name} holds; "
@@ -274,6 +272,5 @@ def load(build: str | Path, engine: str = "int8") -> Model:
         )
     names = manifest["backbone"]["layers"]
     embedding = Embedding.from_sections(bank.sections, bank.header.grid_size, names)
-    scorer = load_scorer(bank, embedding.depth)
     return Model(manifest, preprocessing, table, embedding, scorer, open_engine(engine, folder), bank)
 

@@ -1,8 +1,8 @@
 """How well would a network at an input size find defects? Good images in, one figure out; no real defect is looked at.
 
-A third of up to ``IMAGES`` good images is held out. A float compact PaDiM is fitted on the rest; the held-out images must
-score below copies of themselves with a made-up defect each (``tinyvad.synthetic``). The figure is the mean over the kinds of
-defect of image AUROC: paired, so that an image that is itself unusual does not count against the network.
+A third of up to ``IMAGES`` good images is held out. A float compact PaDiM is fitted on the rest; the held-out images should
+score below copies of themselves with a made-up defect each (``tinyvad.synthetic``). The figure is the mean over the kinds
+of defect of image AUROC.
 
 Images are decoded once at ``WORKING_SIZE``: what an input size loses of a small defect then shows in its figure.
 """

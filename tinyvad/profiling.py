@@ -1,76 +1,205 @@
-"""``tinyvad profile``: the memory of a finished build on any target, and what grew since a baseline.
+"""``tinyvad profile``: RAM, flash and latency of a finished build on any targets, and what grew since a baseline.
 
-Flows in: a build folder, a target, a baseline JSON. Flows out: figures by region and owner, and problems.
+Flows in: a build folder, targets, runtimes, a baseline JSON. Flows out: figures by region and owner, and problems. A build
+is read once; plans that two targets share are made once.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinyvad.backbones.source import warnings_about
-from tinyvad.detectors import load_scorer
+from tinyvad.detectors import Scorer, check_bank, score_bytes
+from tinyvad.embedding import tap_scratch_bytes
 from tinyvad.errors import InputError
-from tinyvad.firmware_sim import budget as budgets
-from tinyvad.firmware_sim.latency import estimate
-from tinyvad.firmware_sim.memory import arena
-from tinyvad.firmware_sim.targets import load_target
-from tinyvad.graph.tflite_file import read_tflite
+from tinyvad.firmware_sim import latency, runtimes
+from tinyvad.firmware_sim.budget import parse_frame
+from tinyvad.firmware_sim.memory import Arena, arena
+from tinyvad.firmware_sim.targets import Isa, Target, list_targets, load_target
+from tinyvad.graph.ir import Graph
+from tinyvad.graph.schedule import Schedule
+from tinyvad.graph.tflite_file import TfliteFile, read_tflite
+from tinyvad.graph.tflite_import import import_tflite
 from tinyvad.model import read_manifest
+from tinyvad.project import Project
 from tinyvad.report import profile as formats
+from tinyvad.report.growth import compare_all
+from tinyvad.report.junit import to_junit
+from tinyvad.sizing import Network, ScorerMemory, arena_limit, plan_memory
+
+ALL = "all"
+RUNTIMES = (*runtimes.RUNTIMES, "both")
+REMEDY = "use a smaller --frame, or rebuild with a smaller --image-size, --bank-bytes or --grid"
 
 
-def profile(
-    build: Path, target_name: str | None, frame: str | None, baseline: Path | None, max_growth: str
-) -> tuple[list[str], dict[str, Any]]:
-    """(problems, figures) of a build on a target (default: the one it was built for).
+@dataclass(eq=False)
+class Loaded:
+    """A build, read once, and the plans made for it so far."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    graph: Graph
+    file: TfliteFile
+    arena: Arena  # with TFLM's reference kernels
+    scorer: Scorer
+    tap_rows: Any  # (n, 8) int32, section TAPS
+    grid: tuple[int, int]
+    bank_bytes: int
+    schedules: dict[tuple[str | None, int], Schedule] = field(default_factory=dict)  # by frame and room for the arena
+    arenas: dict[tuple[bool, Isa], Arena] = field(default_factory=dict)
+    flashes: dict[tuple[str, int], runtimes.ModelFlash] = field(default_factory=dict)  # by packing and steps
+
+    @property
+    def depth(self) -> int:
+        return int(self.tap_rows[:, 2].sum())
+
+
+def load_build(folder: Path) -> Loaded:
+    """Read what a profile needs of a build.
 
     Raises:
-        InputError: no target known, a malformed baseline or growth.
+        InputError: no build, or a damaged file of it.
     """
     from tinyvad.bank import open_bank
 
-    manifest = read_manifest(build)
-    name = target_name or (manifest["target"] or {}).get("alias") or (manifest["target"] or {}).get("name")
-    if name is None:
-        raise InputError(f"{build} was built for no target; give --target NAME (see `tinyvad targets`)")
-    target = load_target(name)
-    bank = open_bank(build / "bank.tvb")
-    depth = int(bank.sections["TAPS"][:, 2].sum())
-    scorer = load_scorer(bank, depth)
-    file = read_tflite(build / "backbone.tflite")
-    plan = arena(file)
-    frame = frame or manifest["settings"]["frame"]
-    ram = budgets.ram_items(plan, scorer.ram_bytes(bank.header.grid_size), target, frame)
-    budget = budgets.make_budget(target, ram, budgets.flash_items(file.size, bank.nbytes, target))
-    macs = plan.macs + scorer.macs(bank.header.grid_size)
-    value = {
-        "title": manifest["task"],
-        "warnings": warnings_about(manifest["backbone"]),
-        "budget": budget.to_dict(),
-        "memory": {
-            "head_bytes": plan.head_bytes,
-            "head_kind": plan.head_kind,
-            "lower_bound_bytes": plan.lower_bound_bytes,
-            "tail_bytes": plan.tail_bytes(target.pointer_bytes),
-            "tail": plan.tail_bytes_modelled[target.pointer_bytes],
-            "n_ops": plan.n_ops,
-        },
-        "latency": estimate(macs, target) if "cmsis_nn" in target.mac_per_cycle else None,
-    }
-    remedy = "use a smaller --frame, or rebuild with a smaller --image-size, --bank-bytes or --grid"
-    problems = [f"{problem}: {remedy}" for problem in budget.problems]
+    manifest = read_manifest(folder)
+    bank = open_bank(folder / "bank.tvb")
+    rows, scorer = check_bank(bank)
+    path = folder / "backbone.tflite"
+    file = read_tflite(path)
+    grid = (int(bank.header.grid_size[0]), int(bank.header.grid_size[1]))
+    return Loaded(
+        folder, manifest, import_tflite(path.read_bytes()), file, arena(file), scorer, rows, grid, bank.nbytes
+    )
+
+
+def profile(
+    build: Path,
+    target_names: Sequence[str] = (),
+    runtime: str = "tinyvad",
+    frame: str | None = None,
+    baseline: Path | None = None,
+    max_growth: str = "3%",
+) -> tuple[list[str], dict[str, Any]]:
+    """(problems, figures) of a build.
+
+    Args:
+        target_names: presets, aliases or files, or "all"; none: the one that it was built for.
+        runtime: one of ``RUNTIMES``.
+        frame: camera frame to keep in RAM; None takes the build's.
+
+    Returns:
+        One line a broken limit or grown figure; the keys of ``report.profile``: one profile's own, or several as
+        'profiles'.
+
+    Raises:
+        InputError: no target known, a runtime that a build cannot use, a malformed baseline or growth.
+    """
+    loaded = load_build(build)
+    value = figures(loaded, find_targets(loaded, target_names), runtime, frame)
+    several = len(value["profiles"]) > 1
+    problems = [
+        (f"{one['runtime']} on " if several else "") + f"{problem}: {REMEDY}"
+        for one in value["profiles"]
+        for problem in one["budget"]["problems"]
+    ]
     if baseline is not None:
-        value["growth"] = formats.compare(value, _read_baseline(baseline), _fraction(max_growth))
-        problems += value["growth"]
+        problems += compare_all(value, _read_baseline(baseline), _fraction(max_growth))
+    if not several:
+        value |= value.pop("profiles")[0]  # the keys that a profile of one target always had
     return problems, value
+
+
+def find_targets(loaded: Loaded, names: Sequence[str]) -> list[Target]:
+    """Targets by name, each once.
+
+    Raises:
+        InputError: no such target, or none given for a build that was made for none.
+    """
+    if ALL in names:
+        return list_targets()
+    if not names:
+        own = loaded.manifest["target"] or {}
+        name = own.get("alias") or own.get("name")
+        if name is None:
+            raise InputError(f"{loaded.folder} was built for no target; give --target NAME (see `tinyvad targets`)")
+        names = [name]
+    found = {target.name: target for target in map(load_target, names)}
+    return list(found.values())
+
+
+def figures(loaded: Loaded, targets: Sequence[Target], runtime: str, frame: str | None = None) -> dict[str, Any]:
+    """Title, warnings and a profile a target and runtime (see ``report.profile``)."""
+    frame = frame or loaded.manifest["settings"]["frame"]
+    chosen = runtimes.RUNTIMES if runtime == "both" else (runtime,)
+    return {
+        "title": loaded.manifest["task"],
+        "warnings": warnings_about(loaded.manifest["backbone"]),
+        "profiles": [_figures(loaded, target, one, frame) for target in targets for one in chosen],
+    }
+
+
+def _figures(loaded: Loaded, target: Target, runtime: str, frame: str | None) -> dict[str, Any]:
+    if runtime == "tflm":
+        scratch = score_bytes(loaded.tap_rows, loaded.grid, loaded.scorer)
+        planned = _arena(loaded, target)
+        needs = runtimes.tflm_needs(planned, loaded.file.size, scratch, loaded.bank_bytes, target, frame)
+        memory = runtimes.arena_facts(planned, target.pointer_bytes)
+        macs = loaded.arena.macs + loaded.scorer.macs(loaded.grid)
+        time = latency.estimate(macs, target) if "cmsis_nn" in target.mac_per_cycle else None
+    else:
+        schedule = _schedule(loaded, target, frame)
+        packing = runtimes.packing_of(target)
+        key = packing, len(schedule.steps)
+        if key not in loaded.flashes:
+            loaded.flashes[key] = runtimes.model_flash_bytes(loaded.graph, schedule, packing)
+        needs = runtimes.tinyvad_needs(schedule, loaded.flashes[key], loaded.bank_bytes, target, frame)
+        memory = runtimes.plan_facts(schedule)
+        time = latency.estimate_runtime(_work(loaded, frame), target)
+    return {"runtime": runtime, "budget": needs.on(target).to_dict(), "memory": memory, "latency": time}
+
+
+def _arena(loaded: Loaded, target: Target) -> Arena:
+    """TFLM's arena; targets with the same instructions share it."""
+    key = target.core.startswith("cortex-m"), target.isa
+    if key not in loaded.arenas:
+        loaded.arenas[key] = runtimes.tflm_arena(loaded.file, target)
+    return loaded.arenas[key]
+
+
+def _schedule(loaded: Loaded, target: Target, frame: str | None) -> Schedule:
+    """The plan that a build for the target gets; targets with as much room for an arena share it."""
+    key = frame, arena_limit(target, frame)
+    if key not in loaded.schedules:
+        sizes = [(int(row[0]), int(row[1]), int(row[6])) for row in loaded.tap_rows]  # h, w, pool
+        embed = tuple(tap_scratch_bytes((h, w), loaded.grid, pool) for h, w, pool in sizes)
+        memory = ScorerMemory(loaded.grid, embed, loaded.scorer.scratch_bytes())
+        strategy = loaded.manifest["settings"].get("plan", "auto")
+        network = Network(loaded.graph, loaded.file.size, loaded.arena)
+        loaded.schedules[key] = plan_memory(network, memory, Project(frame=frame, plan=strategy), target)
+    return loaded.schedules[key]
+
+
+def _work(loaded: Loaded, frame: str | None) -> latency.Workload:
+    _, height, width, _ = loaded.graph.tensors[loaded.graph.inputs[0]].shape
+    camera = None if frame is None else parse_frame(frame)[:2]
+    taps = [(int(row[0]), int(row[1]), int(row[2])) for row in loaded.tap_rows]
+    return latency.combined(
+        latency.frame_work((height, width), camera),
+        latency.network_work(loaded.graph),
+        latency.embedding_work(taps, loaded.grid),
+        latency.scorer_work(loaded.scorer, loaded.depth, loaded.grid),
+    )
 
 
 def render(value: dict[str, Any], form: str) -> str:
     """The figures as 'table', 'json', 'markdown' or 'junit' text."""
     writers = {
-        "table": formats.to_table, "json": formats.to_json, "markdown": formats.to_markdown, "junit": formats.to_junit,
+        "table": formats.to_table, "json": formats.to_json, "markdown": formats.to_markdown, "junit": to_junit,
     }  # fmt: skip
     return writers[form](value)
 
@@ -78,11 +207,11 @@ def render(value: dict[str, Any], form: str) -> str:
 def _read_baseline(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value["budget"]["ram"], list):
+        if not all(isinstance(one["budget"]["ram"], list) for one in value.get("profiles", [value])):
             raise TypeError
     except OSError as error:
         raise InputError(f"cannot read the baseline {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no `tinyvad profile --format json` output; make it again") from error
     result: dict[str, Any] = value
     return result

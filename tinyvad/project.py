@@ -22,6 +22,8 @@ else:
 
 FILE = "tinyvad.toml"
 RANDOM_WEIGHTS = "random"
+RUNTIMES = ("tinyvad", "tflm")
+PLANS = ("auto", "layerwise", "inplace-dw", "patch")
 TEMPLATE = """\
 # Settings of one tinyvad build. Flags of `tinyvad build` win over this file. Paths are relative to this file.
 
@@ -37,11 +39,14 @@ target = "cortex-m7"           # `tinyvad targets` lists them; a path to your ow
 # std = [0.229, 0.224, 0.225]
 
 # method = "padim-compact"     # `tinyvad methods` lists them; default: by rule
-# image_size = 160             # default: the largest multiple of 16 whose memory fits the target
+# image_size = 160             # default: chosen on the good images among the sizes that fit (`tinyvad build --help`)
+# max_ms = 500                 # estimated milliseconds an image on the target; default: 1000, doubled until something fits
 # grid = 10                    # cells a side of the score map; default: the deepest tap's map
 # dimensions = 48              # padim-compact: directions kept; default: the most that fits
 # bank_bytes = "160K"          # upper bound; default: what the target's flash leaves
 # frame = "320x240-rgb565"     # a camera frame to keep in RAM; default: the camera writes the network's input
+# runtime = "tinyvad"          # what runs the network on the target: tinyvad's own C runtime, or "tflm"
+# plan = "auto"                # its memory plan: layerwise, inplace-dw, patch, or auto: the fastest of them that fits
 # bit_depth = 16               # bits that a 16-bit file holds (12 for many cameras)
 # threshold = "quantile"       # or "f1": the best F1 on labelled defects in data's test folder
 # quantile = 0.99              # share of held-out good images below the threshold
@@ -69,6 +74,9 @@ class Project:
     dimensions: int | None = None
     bank_bytes: int | None = None
     frame: str | None = None
+    runtime: str = "tinyvad"
+    plan: str = "auto"
+    max_ms: int | None = None
     bit_depth: int = 16
     threshold: str = "quantile"
     quantile: float = 0.99
@@ -84,6 +92,12 @@ class Project:
             raise InputError(f"quantile {self.quantile}: choose 0.5 to 1")
         if self.threshold not in ("quantile", "f1"):
             raise InputError(f"threshold {self.threshold!r}: choose quantile or f1")
+        if self.runtime not in RUNTIMES:
+            raise InputError(f"runtime {self.runtime!r}: choose {' or '.join(RUNTIMES)}")
+        if self.plan not in PLANS:
+            raise InputError(f"plan {self.plan!r}: choose one of {', '.join(PLANS)}")
+        if self.max_ms is not None and self.max_ms < 1:
+            raise InputError(f"max ms {self.max_ms}: choose 1 or more")
         if self.on_error not in ("stop", "skip"):
             raise InputError(f"on_error {self.on_error!r}: choose stop or skip")
         if self.bank_bytes is not None and self.bank_bytes < 1:

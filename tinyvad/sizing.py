@@ -1,225 +1,205 @@
-"""Which network and which input size fit: settings and a target in, a ``Choice`` out, or one line that says what to change.
+"""Does a network fit at an input size? A float graph, settings and a target in; memory plan, budget and latency out.
 
 The memory plan of a network depends on shapes alone, so a size is tried by quantising with made-up ranges, writing the
-.tflite and planning it, which takes a tenth of a second.
-
-The rule of ``--backbone auto``, the default. Candidates are the filter bank and every network that tinyvad brings trained
-weights for. Each gets the largest input size whose memory plan fits the target's RAM (or the given ``--image-size``). Out
-are those that then have less than ``MIN_AUTO_SIZE`` pixels, and those whose .tflite leaves no room for any bank in the
-target's flash. Among the rest the highest feature quality wins, at equal quality the least flash. Feature quality is on the
-network's card: the share of a large network's features, trained on ImageNet, that can be read linearly off its taps on
-held-out images, at one size for all. So quality comes first and the input size only excludes: a better network at
-96 px is taken before a worse one at 224. Without a target the highest quality wins. If nothing is left, the candidate with
-the largest input is taken.
+.tflite, reading it back and planning that, which takes a tenth of a second (up to a second where only a plan of row bands
+fits). ``tinyvad.choosing`` decides with it; ``tinyvad.build`` uses the same functions for what it made.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from tinyvad import fitting
-from tinyvad.backbones.source import (
-    AUTO,
-    DEFAULT_BACKBONE,
-    Backbone,
-    auto_candidates,
-    check_auto,
-    open_backbone,
-)
-from tinyvad.errors import TinyvadError
+from tinyvad.backbones.source import Backbone
+from tinyvad.detectors import Scorer
+from tinyvad.embedding import POOL, Embedding, tap_scratch_bytes
 from tinyvad.export.tflite import to_tflite
 from tinyvad.firmware_sim import budget as budgets
-from tinyvad.firmware_sim.memory import Arena, arena
-from tinyvad.firmware_sim.targets import Target, list_targets
-from tinyvad.graph.ir import Graph
+from tinyvad.firmware_sim import latency, runtimes
+from tinyvad.firmware_sim.memory import Arena, align, arena
+from tinyvad.firmware_sim.plans import plan as plan_rows
+from tinyvad.firmware_sim.targets import RAM_KINDS, Target, spans
+from tinyvad.graph.ir import Graph, Tensor
 from tinyvad.graph.quantize import ChannelStatistics, affine_range, quantize
+from tinyvad.graph.schedule import Schedule
 from tinyvad.graph.tflite_file import read_tflite
+from tinyvad.graph.tflite_import import import_tflite
 from tinyvad.project import Project
 
 SIZES = tuple(range(224, 63, -16))  # input sizes that are tried when none is given, largest first
-SCORER_BYTES = 4096  # RAM of the scorer, before it is known
-MIN_AUTO_SIZE = 96  # pixels: below, small defects are gone before any network sees them
+SCORER_BYTES = 8192  # RAM of the scorer, before it is known: an 8-byte code's tables
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A network that ``auto`` looked at.
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network as the .tflite that ships (or one of the same shapes).
 
     Attributes:
-        quality: of its card.
-        image_size: pixels, None if no size fits.
-        arena_bytes: TFLM's, planned at that size (at the smallest that is tried where none fits). None without a target.
-        flash_bytes: planned, the .tflite and its bank. None without a target, and where no bank was planned.
-        why_not: one line, "" for the one that was chosen by the rule.
-        chosen: True for one.
+        graph: int8, read back from the file. model_bytes: of the file. arena: TFLM's plan of it.
     """
 
-    name: str
-    quality: float
-    image_size: int | None
-    arena_bytes: int | None = None
-    flash_bytes: int | None = None
-    why_not: str = ""
-    chosen: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A network, its input size in pixels, and what ``auto`` looked at (nothing if the user named the network)."""
-
-    backbone: Backbone
-    size: int
-    tried: tuple[Candidate, ...] = ()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a network takes once quantised: the arena, and bytes of the .tflite."""
-
-    arena: Arena
+    graph: Graph
     model_bytes: int
+    arena: Arena
 
 
-def plan_network(graph: Graph) -> Plan:
-    """Plan a float graph as the int8 file that it becomes; that does not depend on the numbers, so none are needed."""
+@dataclass(frozen=True)
+class ScorerMemory:
+    """RAM that scoring needs: the grid of cells, scratch of making each tap's part, scratch of the scorer."""
+
+    grid: tuple[int, int]
+    embed: tuple[int, ...]
+    scorer: int
+
+    @property
+    def nbytes(self) -> int:
+        """Scratch and score map, for a runtime in which they have a place of their own."""
+        return align(4 * self.grid[0] * self.grid[1]) + max((*self.embed, self.scorer))
+
+
+def read_network(model: bytes) -> Network:
+    """From the bytes of a .tflite file."""
+    return Network(import_tflite(model), len(model), arena(read_tflite(model)))
+
+
+def plan_network(graph: Graph) -> Network:
+    """A float graph as the int8 file that it becomes; sizes do not depend on the numbers, so none are needed."""
     blank = {
         name: ChannelStatistics(*(np.full(graph.tensors[name].shape[-1], v) for v in (-1.0, 1.0, 0.0)))
         for name in graph.activations
     }
-    data = to_tflite(quantize(graph, blank, affine_range(-1, 1), bias_correction=False))
-    return Plan(arena(read_tflite(data)), len(data))
+    return read_network(to_tflite(quantize(graph, blank, affine_range(-1, 1), bias_correction=False)))
 
 
-def plan_arena(graph: Graph) -> Arena:
-    """The arena alone of ``plan_network``."""
-    return plan_network(graph).arena
+def scorer_memory(embedding: Embedding, scorer: Scorer) -> ScorerMemory:
+    """Of a fitted detector."""
+    embed = tuple(embedding.scratch_bytes(tap) for tap in embedding.taps)
+    return ScorerMemory(embedding.grid, embed, scorer.scratch_bytes())
 
 
-def ram_budget(graph: Graph, target: Target, frame: str | None, scorer_bytes: int = SCORER_BYTES) -> budgets.Budget:
-    """RAM of a graph on a target, before anything is fitted."""
-    return budgets.make_budget(target, budgets.ram_items(plan_arena(graph), scorer_bytes, target, frame), [])
+def expected_scorer_memory(taps: Sequence[Tensor], grid: int | None) -> ScorerMemory:
+    """Before anything is fitted: the grid that the default method prefers, and room for the scorer."""
+    maps = sorted((tap.shape[1], tap.shape[2]) for tap in taps)
+    cells = (grid, grid) if grid is not None else maps[min(1, len(maps) - 1)]
+    embed = tuple(tap_scratch_bytes((tap.shape[1], tap.shape[2]), cells, POOL) for tap in taps)
+    return ScorerMemory(cells, embed, SCORER_BYTES)
 
 
-def bank_limit(model_bytes: int, target: Target | None, bank_bytes: int | None) -> int | None:
+def arena_limit(target: Target, frame: str | None) -> int:
+    """Bytes that an arena of our runtime may have on a target: the largest span, once everything else is placed."""
+    items = runtimes.tinyvad_needs(_NO_SCHEDULE, _NO_MODEL, 0, target, frame).ram
+    placed = budgets.make_budget(target, [item for item in items if item.owner != "arena"], [])
+    free = {span.name: span.size for span in spans(target, RAM_KINDS)}
+    for item in placed.ram:
+        if item.region:
+            free[item.region] -= align(item.nbytes)
+    return max(free.values()) // 32 * 32
+
+
+_NO_SCHEDULE = Schedule("layerwise", (), {}, 0, 0, 0, ())
+_NO_MODEL = runtimes.ModelFlash(0, 0, 0)
+
+
+def plan_memory(network: Network, memory: ScorerMemory, project: Project, target: Target | None) -> Schedule:
+    """The memory plan of our runtime: as set, or the fastest that fits the target (without one: by row bands)."""
+    limit = None if target is None else arena_limit(target, project.frame)
+    strategy = project.plan
+    if strategy == "auto" and target is None:
+        strategy = "inplace-dw"
+    return plan_rows(network.graph, memory.grid, strategy, project.frame, memory.scorer, memory.embed, limit)
+
+
+def needs(
+    network: Network, memory: ScorerMemory, schedule: Schedule | None, bank_bytes: int, target: Target, frame: str | None
+) -> runtimes.Needs:
+    """RAM and flash of a build; ``schedule`` None: TFLM runs the network."""
+    if schedule is None:
+        return runtimes.tflm_needs(network.arena, network.model_bytes, memory.nbytes, bank_bytes, target, frame)
+    model = runtimes.model_flash_bytes(network.graph, schedule, runtimes.packing_of(target))
+    return runtimes.tinyvad_needs(schedule, model, bank_bytes, target, frame)
+
+
+def bank_limit(flash: Sequence[budgets.Item], target: Target | None, bank_bytes: int | None) -> int | None:
     """Bytes that the bank may take: the user's bound and what the target's flash leaves, whichever is less.
+
+    Args:
+        flash: what else the build keeps there.
 
     Raises:
         CheckFailed: the flash does not even hold the network.
     """
     limits = [] if bank_bytes is None else [bank_bytes]
     if target is not None and target.flash_bytes is not None:
-        without = budgets.flash_items(model_bytes, 0, target)
+        without = [item for item in flash if item.owner != "bank.tvb"]
         remedy = "use a smaller --backbone, earlier --layers or a larger --target"
         budgets.make_budget(target, [], without).check(remedy)
         limits.append(target.flash_bytes - sum(item.nbytes for item in without))
     return min(limits) if limits else None
 
 
-def choose_network(project: Project, target: Target | None, n_good: int) -> Choice:
-    """The network that the user names, or the one that ``auto`` picks (see the module's text), and its input size.
+class Trial:
+    """A backbone at one input size, planned as far as it is asked for.
 
     Args:
-        n_good: number of good images, on which the size of a bank depends.
-
-    Raises:
-        InputError: a wrong backbone, layers or weights (see ``open_backbone``).
-        CheckFailed: no size fits: region, number, limit and a remedy that works.
+        target: None plans nothing but the network itself.
     """
-    spec = project.backbone or DEFAULT_BACKBONE
-    if spec != AUTO:
-        layers = list(project.layers) if project.layers else None
-        backbone = open_backbone(spec, layers, project.weights, project.mean, project.std)
-        return Choice(backbone, choose_size(project, backbone, target))
-    check_auto(project.layers, project.weights, project.mean, project.std)
-    backbones = [open_backbone(name) for name in auto_candidates()]  # the highest quality first
-    tried = [_candidate(backbone, project, target, n_good) for backbone in backbones]
-    best = min(range(len(tried)), key=lambda i: _order(tried[i]))
-    for i, one in enumerate(tried):
-        if i == best:
-            tried[i] = replace(one, chosen=True)
-        elif not one.why_not:
-            tie = one.quality == tried[best].quality
-            tried[i] = replace(one, why_not="same quality, more flash" if tie else "lower quality")
-    return Choice(backbones[best], tried[best].image_size or choose_size(project, backbones[best], target), tuple(tried))
 
+    def __init__(self, backbone: Backbone, size: int, project: Project, target: Target | None) -> None:
+        self.backbone, self.size, self.project, self.target = backbone, size, project, target
 
-def _order(one: Candidate) -> tuple[float, ...]:
-    """The smallest is chosen: by the rule; among those that it excludes the largest input, then the least RAM."""
-    if not one.why_not:
-        return 0, -one.quality, one.flash_bytes or 0
-    if one.image_size is not None:
-        return 1, -one.image_size, -one.quality
-    return 2, one.arena_bytes or 0
+    @cached_property
+    def network(self) -> Network:
+        return plan_network(self.backbone.graph_at(self.size))
 
+    @property
+    def taps(self) -> list[Tensor]:
+        return [self.network.graph.tensors[name] for name in self.network.graph.outputs]
 
-def _candidate(backbone: Backbone, project: Project, target: Target | None, n_good: int) -> Candidate:
-    """What a network takes on a target, and why it is out if it is."""
-    assert backbone.quality is not None  # it has a card
-    size = project.image_size
-    if target is None:
-        return Candidate(backbone.name, backbone.quality, size or SIZES[0])
-    fitting_size = next((s for s in ([size] if size else SIZES) if _fits(backbone, s, target, project.frame)), None)
-    graph = backbone.graph_at(fitting_size or size or SIZES[-1])
-    plan = plan_network(graph)
-    ram = budgets.make_budget(target, budgets.ram_items(plan.arena, SCORER_BYTES, target, project.frame), [])
-    planned = next(item.nbytes for item in ram.ram if item.owner == "arena")
-    found = Candidate(backbone.name, backbone.quality, fitting_size, planned)
-    if ram.problems:
-        return replace(found, why_not=f"at {size or SIZES[-1]} px {ram.problems[0]}")
-    assert fitting_size is not None
-    if size is None and fitting_size < MIN_AUTO_SIZE:
-        return replace(found, why_not=f"no more than {fitting_size} px fit, wanted are {MIN_AUTO_SIZE}")
-    try:
-        bank = fitting.plan_method(
-            project.method, [graph.tensors[name] for name in graph.outputs], fitting_size, n_good,
-            bank_limit(plan.model_bytes, target, project.bank_bytes), project.grid, project.dimensions, project.seed,
-        )  # fmt: skip
-    except TinyvadError as error:
-        return replace(found, why_not=str(error).split(": use ")[0])
-    return replace(found, flash_bytes=plan.model_bytes + bank.bank_bytes)
+    @cached_property
+    def memory(self) -> ScorerMemory:
+        return expected_scorer_memory(self.taps, self.project.grid)
 
+    @cached_property
+    def schedule(self) -> Schedule | None:
+        """None where TFLM runs the network."""
+        if self.project.runtime == "tflm":
+            return None
+        return plan_memory(self.network, self.memory, self.project, self.target)
 
-def choose_size(project: Project, backbone: Backbone, target: Target | None) -> int:
-    """The given input size if it fits, else the largest of ``SIZES`` that does.
+    @cached_property
+    def needs(self) -> runtimes.Needs:
+        assert self.target is not None
+        return needs(self.network, self.memory, self.schedule, 0, self.target, self.project.frame)
 
-    Raises:
-        CheckFailed: region, number, limit and a remedy that works.
-    """
-    if target is None:
-        return project.image_size or SIZES[0]
-    size = project.image_size
-    if size is None:
-        size = _largest_fitting(backbone, target, project.frame)
-        if size is not None:
-            return size
-        size = SIZES[-1]
-    budget = ram_budget(backbone.graph_at(size), target, project.frame)
-    if budget.problems:
-        smaller = _largest_fitting(backbone, target, project.frame)
-        remedies = [] if smaller is None else [f"--image-size {smaller} or less"]
-        remedies += ["a smaller --frame"] if project.frame is not None else []
-        remedies += _other_target(backbone, size, project)
-        budget.check("use " + ", ".join(remedies) + (", or " if remedies else "") + "a smaller --backbone")
-    return size
+    @cached_property
+    def ram(self) -> budgets.Budget:
+        assert self.target is not None
+        return budgets.make_budget(self.target, self.needs.ram, [])
 
+    @property
+    def arena_bytes(self) -> int:
+        return next(item.nbytes for item in self.needs.ram if item.owner == "arena")
 
-def _largest_fitting(backbone: Backbone, target: Target, frame: str | None) -> int | None:
-    return next((s for s in SIZES if _fits(backbone, s, target, frame)), None)
+    @cached_property
+    def milliseconds(self) -> float | None:
+        """Estimated time of the network on the target, None where there is no figure."""
+        if self.target is None:
+            return None
+        if self.project.runtime == "tflm":
+            known = "cmsis_nn" in self.target.mac_per_cycle
+            return latency.estimate(self.network.graph.macs(), self.target)["ms"] if known else None
+        found = latency.estimate_runtime(latency.network_work(self.network.graph), self.target)
+        return None if found is None else found["ms"]
 
+    def bank_limit(self) -> int | None:
+        """Bytes that the bank may take. Raises CheckFailed if the flash does not hold the network."""
+        return bank_limit(self.needs.flash if self.target is not None else [], self.target, self.project.bank_bytes)
 
-def _fits(backbone: Backbone, size: int, target: Target, frame: str | None) -> bool:
-    return not ram_budget(backbone.graph_at(size), target, frame).problems
-
-
-def _other_target(backbone: Backbone, size: int, project: Project) -> list[str]:
-    """'--target NAME' of the preset with the least RAM on which this size fits, if there is one."""
-    for target in sorted(list_targets(), key=lambda target: target.ram_bytes):
-        if _fits(backbone, size, target, project.frame):
-            return [f"--target {target.name}"]
-    return []
+    def too_slow(self, limit: float) -> str:
+        """One line if the network takes more than ``limit`` milliseconds, '' if not."""
+        if self.milliseconds is None or self.milliseconds <= limit:
+            return ""
+        return f"about {self.milliseconds:,.0f} ms an image, allowed are {limit:,.0f}"

@@ -7,8 +7,8 @@ Flows in: a good image (H, W, 3) uint8 and a generator. Flows out: the image wit
 * stain: a blob with a soft edge, lighter, darker or of another tint
 * rub: a blob in which the texture is blurred away or roughened
 
-Sizes are shares of the image's side, so a defect is as large in a photograph of a megapixel as on a thumbnail; what an input
-size can still show of it is what is to be found out. The amounts are spread from hardly visible to plain.
+Sizes are shares of the image's side, so a defect is as large in a photograph of a megapixel as on a thumbnail; what an
+input size can still show of it is what is to be found out. The amounts are spread from hardly visible to plain.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def _moved_piece(image: np.ndarray, height: float, width: float, rng: np.random.
     piece = np.clip(piece * rng.uniform(0.85, 1.15) + rng.uniform(-15, 15, 3), 0, 255).astype(np.uint8)
     turned = Image.fromarray(piece).convert("RGBA").rotate(rng.uniform(0, 360), Image.Resampling.BILINEAR, expand=True)
     result = Image.fromarray(image)
-    at = (int(rng.integers(0, image.shape[1])) - turned.width // 2, int(rng.integers(0, image.shape[0])) - turned.height // 2)
-    result.paste(turned, at, turned)
+    x, y = (int(rng.integers(0, size)) for size in (image.shape[1], image.shape[0]))
+    result.paste(turned, (x - turned.width // 2, y - turned.height // 2), turned)
     return np.asarray(result)
 
 
@@ -71,8 +71,8 @@ def _blob(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """(H, W) float32 weights: an ellipse with a wavy, soft edge."""
     side = min(size)
     radius = np.exp(rng.uniform(np.log(0.02), np.log(0.07))) * side
-    y, x = (np.arange(n)[:, None] if axis == 0 else np.arange(n)[None] for axis, n in enumerate(size))
-    y, x = y - rng.uniform(0, size[0]), x - rng.uniform(0, size[1])
+    y = np.arange(size[0])[:, None] - rng.uniform(0, size[0])
+    x = np.arange(size[1])[None] - rng.uniform(0, size[1])
     angle, stretch = rng.uniform(0, np.pi), np.exp(rng.uniform(-0.5, 0.5))
     u, v = (np.cos(angle) * x + np.sin(angle) * y) * stretch, (np.cos(angle) * y - np.sin(angle) * x) / stretch
     around = np.arctan2(v, u)

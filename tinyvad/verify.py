@@ -8,7 +8,7 @@ to differ; how often its verdict does is counted.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,14 @@ import numpy as np
 
 from tinyvad.engines import open_engine
 from tinyvad.errors import CheckFailed, InputError, TinyvadError
+from tinyvad.firmware_sim.targets import Target
 from tinyvad.images import Preprocessing, apply_table, find_datasets, load_images, read_image
 from tinyvad.model import BACKBONES, BANKS, BATCH, Model, load, read_manifest
 
 ORACLES = ("litert", "tflm")
+RUNTIMES = ("host", "firmware")  # our C code, compiled for this PC and for the target under QEMU: only where asked for
+ENGINES = (*ORACLES, "onnx", *RUNTIMES)
+ALL = "all"
 SAMPLES = "samples"
 
 
@@ -36,16 +40,25 @@ def sample_images(build: Path, manifest: dict[str, Any]) -> np.ndarray:
 
 
 def verify(
-    build: Path, images: np.ndarray | None = None, progress: Callable[[int, int], None] | None = None
+    build: Path,
+    images: np.ndarray | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    engines: Sequence[str] | None = None,
+    target: Target | None = None,
 ) -> dict[str, Any]:
-    """Compare every engine at hand with the exact one.
+    """Compare engines with the exact one.
 
     Args:
         build: a build folder.
         images: (n, S, S, 3) uint8 at the network's size; None takes ``sample_images``.
+        engines: of ``ENGINES``, or 'all'; None: those that need no compiler. One that is named and cannot run is an error.
+        target: for the firmware; None: the build's own.
 
     Returns:
         ``ok``, ``n_images``, ``engines`` (a dict each), ``bank_self_test``, ``files_changed``, ``problems`` (a line each).
+
+    Raises:
+        InputError: an engine that was named cannot run.
     """
     manifest = read_manifest(build)
     try:
@@ -64,19 +77,27 @@ def verify(
         problems.append(f"manifest.json says threshold {manifest['thresholds']['int8']['raw']}, the bank {model.threshold}")
     taps = [np.concatenate(parts) for parts in zip(*(model.taps(chunk) for chunk in _chunks(images)), strict=True)]
     scores = model.scorer.score(model.embedding.integer(taps))
-    engines: dict[str, Any] = {"int8": {"status": "reference"}}
-    for done, name in enumerate(ORACLES):
-        engines[name] = _compare_exact(build, name, model, images, taps, scores)
-        if engines[name]["status"] == "differs":
-            problems.append(engines[name]["problem"])
+    results: dict[str, Any] = {"int8": {"status": "reference"}}
+    wanted = ENGINES if engines is not None and ALL in engines else engines or (*ORACLES, "onnx")
+    names = [name for name in ENGINES if name in wanted]
+    for done, name in enumerate(names):
+        if name in RUNTIMES:
+            results[name] = _compare_runtime(build, model, images, name, target)
+        elif name == "onnx":
+            results[name] = _compare_float(build, images, model, scores)
+        else:
+            results[name] = _compare_exact(build, name, model, images, taps, scores)
+        if engines is not None and ALL not in engines and results[name]["status"] == "not run":
+            raise InputError(f"engine {name} cannot run: {results[name]['reason']}")
+        if "problem" in results[name]:
+            problems.append(results[name]["problem"])
         if progress is not None:
-            progress(done + 1, len(ORACLES) + 1)
-    engines["onnx"] = _compare_float(build, images, model, scores)
+            progress(done + 1, len(names))
     return {
         "ok": not problems,
         "n_images": len(images),
         "taps": [tap.name for tap in model.embedding.taps],
-        "engines": engines,
+        "engines": results,
         "bank_self_test": self_test,
         "files_changed": changed,
         "problems": problems,
@@ -112,6 +133,17 @@ def bank_self_test(model: Model) -> str:
 
 def _chunks(images: np.ndarray) -> list[np.ndarray]:
     return [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+
+
+def _compare_runtime(build: Path, model: Model, images: np.ndarray, name: str, target: Target | None) -> dict[str, Any]:
+    from tinyvad.firmware_sim.compare import compare_firmware
+
+    try:
+        return compare_firmware(build, model, images, name, target)
+    except InputError as error:
+        return {"status": "not run", "reason": str(error)}
+    except CheckFailed as error:
+        return {"status": "failed", "problem": f"{name}: {error}"}
 
 
 def _compare_exact(
@@ -199,10 +231,15 @@ def summary(result: dict[str, Any]) -> str:
         detail = facts.get("problem") or facts.get("reason") or ""
         if facts["status"] == "equal":
             detail = f"0 of {facts['values_compared']:,} tapped values and 0 scores differ"
+            if "machine" in facts:
+                detail += (
+                    f"; {facts['machine']}: {facts['instructions'] / 1e6:.1f} M instructions an image, "
+                    f"{facts['stack_bytes']:,} B of stack, {facts['code_bytes']:,} B of code"
+                )
         if "differing_verdicts" in facts:
             worst = facts["largest_relative_score_difference"]
             detail = f"scores within {worst:.1%} of int8, {facts['differing_verdicts']} verdicts differ"
-        lines.append(f"  {name:<7} {facts['status']:<10} {detail}")
+        lines.append(f"  {name:<8} {facts['status']:<10} {detail}")
     lines.append(f"  bank self-test {result['bank_self_test']}; {len(result['files_changed'])} files changed")
     compared = [name for name, facts in result["engines"].items() if facts["status"] == "equal"]
     if not result["ok"]:

@@ -45,4 +45,51 @@ static inline int32_t tvad_requantise(int32_t x, int32_t m, int32_t shift)
     return tvad_rounding_divide(tvad_multiply_high((int32_t)((uint32_t)x << left), m), tvad_max(-shift, 0));
 }
 
+/* A channel whose rescaling has the short form: right shift, multiplier as quantised (its upper bit set). */
+static inline int32_t tvad_is_short(int32_t m, int32_t shift)
+{
+    return (m >> 30 == 1) & (shift < 0);
+}
+
+/* 1 if all of `count` channels have the short form. */
+static inline int32_t tvad_all_short(const int32_t *m, const int8_t *shift, int32_t count)
+{
+    int32_t all = 1, i;
+
+    for (i = 0; i < count; i++) {
+        all &= tvad_is_short(m[i], shift[i]);
+    }
+    return all;
+}
+
+/* 2 m - 2^32, what tvad_rescale takes. */
+static inline int32_t tvad_doubled(int32_t m)
+{
+    return (int32_t)((uint32_t)m << 1);
+}
+
+/* tvad_requantise(x, m, -right) + zero, saturated to int8, of a channel with the short form: exact for every x.
+ *
+ * With doubled = 2 m - 2^32, (x * doubled) / 2^32 + x is 2 x m / 2^32. Halves away from zero: 1 comes off where x < 0 (a sum
+ * that rounds to 0 gives 0 either way), then halves go up: the last bit shifted out is added. */
+static inline int32_t tvad_rescale(int32_t x, int32_t doubled, int32_t right, int32_t zero)
+{
+#if TVAD_DSP && !TVAD_DSP_EMULATE
+    int32_t y;
+    __asm__ volatile("smmlar %0, %1, %2, %1\n\t"
+                     "add %1, %0, %1, asr #31\n\t"
+                     "asrs %1, %1, %3\n\t"
+                     "adc %1, %1, %4\n\t"
+                     "ssat %1, #8, %1"
+                     : "=&r"(y), "+r"(x)
+                     : "r"(doubled), "r"(right), "r"(zero)
+                     : "cc");
+    return x;
+#else
+    const int32_t high = (int32_t)(((int64_t)x * doubled + ((int64_t)1 << 31)) >> 32);
+    const int32_t y = (int32_t)((uint32_t)high + (uint32_t)x) + (x >> 31);
+    return tvad_clamp((y >> right) + ((y >> (right - 1)) & 1) + zero, -128, 127);
+#endif
+}
+
 #endif

@@ -1,6 +1,6 @@
 /* The kernels: a file each, all with one form. A kernel makes the rows that its window asks for.
  *
- * Beside each stands tvad_<kernel>_scratch: the bytes of scratch that it needs for a layer, at most, whatever the instruction
+ * Beside those that need any stands tvad_<kernel>_scratch: the bytes of scratch that it needs for a layer, at most, whatever the instruction
  * set; tinyvad/graph/scratch.py is its twin in the planner. Scratch is aligned to 16 bytes and holds nothing between calls.
  *
  * Row r of a tensor with first row f lies at data + (r - f) * width * channels. Rows outside the map are padding: the input's
@@ -31,7 +31,6 @@ uint32_t tvad_conv_1x1_scratch(const tvad_layer *layer);
 uint32_t tvad_conv_scratch(const tvad_layer *layer);
 uint32_t tvad_depthwise_scratch(const tvad_layer *layer);
 uint32_t tvad_add_scratch(const tvad_layer *layer);
-uint32_t tvad_mean_scratch(const tvad_layer *layer);
 
 /* tvad_frame.c. Rows of the network's input from a frame: integer resize (tinyvad/resize.py), then the bank's table.
  * With frame NULL the pixels lie at window->in[0], RGB888 of the network's size, and may be the output's own place. */

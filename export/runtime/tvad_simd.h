@@ -63,6 +63,11 @@ static inline int32_t tvad_smlad(uint32_t a, uint32_t b, int32_t sum)
     return (int32_t)((uint32_t)sum + (uint32_t)(tvad_low16(a) * tvad_low16(b)) + (uint32_t)(tvad_high16(a) * tvad_high16(b)));
 }
 
+static inline int32_t tvad_smlad_from(uint32_t a, uint32_t b, int32_t sum)
+{
+    return tvad_smlad(a, b, sum);
+}
+
 static inline int32_t tvad_smlabb(uint32_t a, uint32_t b, int32_t sum)
 {
     return (int32_t)((uint32_t)sum + (uint32_t)(tvad_low16(a) * tvad_low16(b)));
@@ -121,6 +126,14 @@ static inline int32_t tvad_smlad(uint32_t a, uint32_t b, int32_t sum)
     return sum;
 }
 
+/* The same where `sum` is needed again: another register takes the result. */
+static inline int32_t tvad_smlad_from(uint32_t a, uint32_t b, int32_t sum)
+{
+    int32_t y;
+    __asm__ volatile("smlad %0, %1, %2, %3" : "=r"(y) : "r"(a), "r"(b), "r"(sum));
+    return y;
+}
+
 static inline int32_t tvad_smlabb(uint32_t a, uint32_t b, int32_t sum)
 {
     __asm__ volatile("smlabb %0, %1, %2, %0" : "+r"(sum) : "r"(a), "r"(b));
@@ -175,10 +188,12 @@ static inline int32_t tvad_ssat8(int32_t x)
     return y;
 }
 
+typedef uint64_t tvad_two_words __attribute__((may_alias));
+
 static inline void tvad_load_pair(const void *p, uint32_t *a, uint32_t *b)
 {
     uint32_t x, y;
-    __asm__ volatile("ldrd %0, %1, [%2]" : "=r"(x), "=r"(y) : "r"(p) : "memory");
+    __asm__ volatile("ldrd %0, %1, %2" : "=&r"(x), "=r"(y) : "m"(*(const tvad_two_words *)p));
     *a = x;
     *b = y;
 }

@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from tinyvad.bank import Bank
+from tinyvad.detectors.sections import take_section
+from tinyvad.embedding import align, tap_rows, tap_scratch_bytes
 from tinyvad.errors import InputError
 
 METHODS = {
@@ -49,8 +51,53 @@ class Scorer(Protocol):
     def macs(self, grid: tuple[int, int]) -> int:
         """Multiply-accumulates (or table additions) of one image on a grid of cells."""
 
+    def scratch_bytes(self) -> int:
+        """Bytes that the runtime's ``tvad_score_parts`` needs besides the vectors and the score map, exactly."""
+
     def ram_bytes(self, grid: tuple[int, int]) -> int:
-        """Bytes of tables and buffers besides the tapped maps, the score map included."""
+        """Bytes of scratch and of the score map."""
+
+
+def score_bytes(rows: np.ndarray, grid: tuple[int, int], scorer: Scorer) -> int:
+    """What the runtime's ``tvad_score`` needs, exactly: the map, one grid row of every tap's vectors, scratch.
+
+    Args:
+        rows: (n, 8) int32, section TAPS.
+    """
+    vectors = sum(align(grid[1] * int(row[2])) for row in rows)
+    embed = max(tap_scratch_bytes((int(row[0]), int(row[1])), grid, int(row[6])) for row in rows)
+    return align(4 * grid[0] * grid[1]) + vectors + max(embed, scorer.scratch_bytes())
+
+
+def check_bank(bank: Bank) -> tuple[np.ndarray, Scorer]:
+    """What a device checks of a bank beyond its bytes: all that scoring needs is there, and no sum passes its width.
+
+    The runtime's ``tvad_open`` accepts the same banks (docs/SPEC.md, "What scoring demands"). STEP and META are for tools.
+
+    Returns:
+        TAPS, (n, 8) int32, and the scorer.
+
+    Raises:
+        InputError: a section that the kind needs is missing or malformed.
+    """
+    header, sections = bank.header, bank.sections
+    take_section(sections, "LUT ", (3, 256), "int8")
+    thresholds = sections.get("THRS")
+    if thresholds is None or thresholds.ndim != 1 or thresholds.dtype != np.uint32:
+        raise InputError(f"{bank.name}: section THRS is missing or no row of uint32; make the build again")
+    rows = tap_rows(sections, header.grid_size, header.taps)
+    depth = int(rows[:, 2].sum())
+    scorer = load_scorer(bank, depth)
+    if score_bytes(rows, header.grid_size, scorer) > 2**31 - 1:
+        raise InputError(f"{bank.name}: scoring needs more than 2 GiB; use a coarser grid")
+    if "TEST" in sections or "GOLD" in sections:
+        gold = sections.get("GOLD")
+        count = 0 if gold is None else len(gold) if gold.ndim else 0
+        gold = take_section(sections, "GOLD", (count, 3), "uint32")
+        take_section(sections, "TEST", (count, depth), "int8")
+        if gold[:, 0].max() >= len(thresholds) or gold[:, 1].max() >= header.grid_size[0] * header.grid_size[1]:
+            raise InputError(f"{bank.name}: section GOLD names a task or a cell that there is not; make the build again")
+    return rows, scorer
 
 
 def load_scorer(bank: Bank, depth: int) -> Scorer:
@@ -60,13 +107,18 @@ def load_scorer(bank: Bank, depth: int) -> Scorer:
         InputError: a section that the kind needs is missing or malformed.
     """
     kind, grid, sections = bank.header.kind, bank.header.grid_size, bank.sections
+    scorer: Scorer
     if kind in ("PADM", "PADF", "PADC"):
         from tinyvad.detectors.triangular import TriangularScorer
 
-        return TriangularScorer.from_sections(sections, grid, depth)
-    if kind in ("CORE", "PQPC"):
-        return _load_patchcore(kind, sections, depth)
-    raise InputError(f"{bank.name}: no scorer for bank kind {kind!r}; use a newer tinyvad")
+        scorer = TriangularScorer.from_sections(sections, grid, depth)
+    elif kind in ("CORE", "PQPC"):
+        scorer = _load_patchcore(kind, sections, depth)
+    else:
+        raise InputError(f"{bank.name}: no scorer for bank kind {kind!r}; use a newer tinyvad")
+    if scorer.kind != kind:
+        raise InputError(f"{bank.name}: kind is {kind}, but section CFG  describes a {scorer.kind}; make the build again")
+    return scorer
 
 
 def _load_patchcore(kind: str, sections: Mapping[str, np.ndarray], depth: int) -> Scorer:

@@ -25,6 +25,7 @@ from tinyvad.detectors.coreset import MAX_DEPTH
 from tinyvad.detectors.distances import nearest
 from tinyvad.detectors.product_quantizer import BITS, ProductQuantizer, pack_codes, unpack_codes
 from tinyvad.detectors.sections import take_section
+from tinyvad.embedding import align
 from tinyvad.errors import CheckFailed, InputError
 
 SHARED_BYTES = 4 * 4 + 8  # CFG and SCAL
@@ -51,9 +52,13 @@ class PatchCoreScorer:
         """Multiply-accumulates of one image."""
         return grid[0] * grid[1] * self.bank.size
 
+    def scratch_bytes(self) -> int:
+        """Scratch of the runtime: one cell's vector, int16."""
+        return align(2 * self.bank.shape[1])
+
     def ram_bytes(self, grid: tuple[int, int]) -> int:
-        """One cell's vector and the uint32 map."""
-        return self.bank.shape[1] + 4 * grid[0] * grid[1]
+        """Scratch and the uint32 map."""
+        return self.scratch_bytes() + 4 * grid[0] * grid[1]
 
     def sections(self) -> dict[str, np.ndarray]:
         """Bank sections, in file order."""
@@ -92,10 +97,14 @@ class PatchCoreLiteScorer:
         """Multiply-accumulates of the tables and additions of the search, one image."""
         return grid[0] * grid[1] * (self.quantizer.codebooks.size + self.codes.size)
 
-    def ram_bytes(self, grid: tuple[int, int]) -> int:
-        """One cell's vector, its table of M * V uint32, and the uint32 map."""
+    def scratch_bytes(self) -> int:
+        """Scratch of the runtime: one cell's int16 vector, its table of M * V uint32, and what M subspaces add at least."""
         subspaces, centroids, _ = self.quantizer.codebooks.shape
-        return len(self.quantizer.indices) + 4 * subspaces * centroids + 4 * grid[0] * grid[1]
+        return align(2 * len(self.quantizer.indices)) + align(4 * subspaces * centroids) + align(4 * subspaces)
+
+    def ram_bytes(self, grid: tuple[int, int]) -> int:
+        """Scratch and the uint32 map."""
+        return self.scratch_bytes() + 4 * grid[0] * grid[1]
 
     def sections(self) -> dict[str, np.ndarray]:
         """Bank sections, in file order."""

@@ -25,6 +25,7 @@ import numpy as np
 
 from tinyvad.bank import pack_nibbles, unpack_nibbles
 from tinyvad.detectors.sections import take_section
+from tinyvad.embedding import align
 from tinyvad.errors import InputError
 from tinyvad.graph.fixed_point import (
     multiply_by_quantized_multiplier,
@@ -33,6 +34,8 @@ from tinyvad.graph.fixed_point import (
 )
 
 TABLE_SHIFT = 16
+MAX_VALUES = 512  # d: inner sums stay below 2**24
+CELLS_AT_ONCE = 2  # that the runtime projects together
 RESIDUAL_LIMIT = (1 << 20) - 1
 UNIT = 1.0 / 16.0  # distance = sqrt(Q8 value) / 16
 
@@ -47,8 +50,9 @@ class Projection:
     shifts: np.ndarray
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """(..., D) int8 -> (..., d) int8. Float32 sums are exact: D * 127 * 127 < 2**24."""
-        acc = x.astype(np.float32) @ self.weights.astype(np.float32)
+        """(..., D) int8 -> (..., d) int8."""
+        exact = np.float32 if len(self.weights) * 128 * 128 < 1 << 24 else np.float64  # that holds every sum
+        acc = x.astype(exact) @ self.weights.astype(exact)
         y = multiply_by_quantized_multiplier(acc.astype(np.int64) + self.bias, self.multipliers, self.shifts)
         return np.clip(y, -127, 127).astype(np.int8)
 
@@ -105,9 +109,9 @@ class TriangularScorer:
         t = y.astype(np.int64) - self.mean  # (n, H, W, d)
         v = t << 8
         if self.factor is not None and self.s_code is not None and self.s_table is not None:
-            # (H, W, d, d) . (H, W, d, n): exact in float32, as |inner| < 127 * 254 * 512 < 2**24
+            # (H, W, d, d) . (H, W, d, n): exact in float32, as |inner| <= 128 * 255 * 511 < 2**24
             inner = np.matmul(self._lower, t.transpose(1, 2, 3, 0).astype(np.float32)).transpose(3, 0, 1, 2)
-            v = v + _scale(inner.astype(np.int64) << 8, self.s_table[self.s_code])
+            v = v + _scale(inner.astype(np.int64), self.s_table[self.s_code], TABLE_SHIFT - 8)
         v = np.clip(v, -(1 << 31), (1 << 31) - 1)
         r = np.clip(_scale(v, self.a_table[self.a_code]), -RESIDUAL_LIMIT, RESIDUAL_LIMIT)
         return np.minimum((r * r).sum(-1) >> 8, (1 << 32) - 1).astype(np.uint32)
@@ -128,9 +132,16 @@ class TriangularScorer:
         project = self.projection.weights.size if self.projection is not None else 0
         return cells * (project + (d * (d + 1) // 2 if self.bits else d))
 
+    def scratch_bytes(self) -> int:
+        """Scratch of the runtime: int16 vectors of two cells before and after the projection, one cell's twice in the order
+        of SIMD, and its inner sums."""
+        d = self.mean.shape[-1]
+        vectors = 2 * CELLS_AT_ONCE * align(len(self.projection.weights), 2) if self.projection is not None else 0
+        return align(vectors) + align(2 * CELLS_AT_ONCE * d) + (align(4 * align(d, 8) + 4 * d) if self.bits else 0)
+
     def ram_bytes(self, grid: tuple[int, int]) -> int:
-        """Working memory besides the tapped maps: y int8 and t int16 of one cell, and the uint32 map."""
-        return 3 * self.mean.shape[-1] + 4 * self.mean[..., 0].size
+        """Scratch and the uint32 map."""
+        return self.scratch_bytes() + 4 * grid[0] * grid[1]
 
     def sections(self) -> dict[str, np.ndarray]:
         """Bank sections, in file order (docs/SPEC.md)."""
@@ -165,7 +176,7 @@ class TriangularScorer:
         """
         config = take_section(sections, "CFG ", (4,), "int32")
         d, bits, mode, table_shift = (int(v) for v in config)
-        if bits not in (0, 4, 8) or mode not in (0, 1, 2) or table_shift != TABLE_SHIFT or not 1 <= d <= 512:
+        if bits not in (0, 4, 8) or mode not in (0, 1, 2) or table_shift != TABLE_SHIFT or not 1 <= d <= MAX_VALUES:
             raise InputError(f"bank section CFG : values {config.tolist()} are not those of a PaDiM bank")
         mean = take_section(sections, "MEAN", (*grid, d), "int8")
         codes = take_section(sections, "SCAL", (*grid, d if bits == 0 else 2 * d), "uint8")
@@ -173,12 +184,15 @@ class TriangularScorer:
         projection = indices = factor = s_code = s_table = None
         if bits:
             pairs = d * (d - 1) // 2
-            packed = take_section(sections, "CHOL", (*grid, (pairs + 1) // 2 if bits == 4 else pairs), None)
-            factor = unpack_nibbles(packed, pairs) if bits == 4 else packed.view(np.int8)
+            if bits == 4:
+                factor = unpack_nibbles(take_section(sections, "CHOL", (*grid, (pairs + 1) // 2), "uint8"), pairs)
+            else:
+                factor = take_section(sections, "CHOL", (*grid, pairs), "int8")
             s_code, s_table = codes[..., d:], tables[1]
         if mode == 2:
             numbers = take_section(sections, "BIAS", (3, d), "int32").astype(np.int64)
             projection = Projection(take_section(sections, "PROJ", (depth, d), "int8"), *numbers)
+            _check_projection(projection)
         if mode == 1:
             indices = take_section(sections, "INDX", (d,), "uint16")
         if (mode == 0 and d != depth) or (indices is not None and indices.max() >= depth):
@@ -186,9 +200,19 @@ class TriangularScorer:
         return cls(mean, codes[..., :d], tables[0], bits, s_code, s_table, factor, indices, projection)
 
 
-def _scale(x: np.ndarray, table_values: np.ndarray) -> np.ndarray:
-    """round(x * value / 2**16), halves up: (x * value + 2**15) >> 16 in int64."""
-    return (x * table_values.astype(np.int64) + (1 << (TABLE_SHIFT - 1))) >> TABLE_SHIFT
+def _check_projection(projection: Projection) -> None:
+    """What the device demands of BIAS, so that no sum passes 32 bits; InputError names the direction."""
+    reach = np.abs(projection.bias) + 127 * np.abs(projection.weights.astype(np.int64)).sum(0)  # (d,), |e| <= 127
+    right = (-31 <= projection.shifts) & (projection.shifts <= 30) & (projection.multipliers >= 0)
+    most = (1 << 31) - 1 >> np.clip(projection.shifts, 0, 30)
+    wrong = np.flatnonzero(~right | (reach > most))
+    if wrong.size:
+        raise InputError(f"bank section BIAS: direction {wrong[0]} passes 32 bits; build the bank again")
+
+
+def _scale(x: np.ndarray, table_values: np.ndarray, shift: int = TABLE_SHIFT) -> np.ndarray:
+    """round(x * value / 2**shift), halves up: (x * value + 2**(shift - 1)) >> shift in int64."""
+    return (x * table_values.astype(np.int64) + (1 << (shift - 1))) >> shift
 
 
 def log_codes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,8 @@ Flows in: an int8 Graph and the choices of ``tinyvad.firmware_sim.memory``. Flow
 
 A stage is a run of consecutive nodes that are computed together, ``band`` output rows of the last one at a time, so that of
 the tensors between them only the rows are held that are still needed (a kernel's halo stays, nothing is computed twice).
-A stage of one node, or with a band of all rows, is the usual layer after layer.
+A stage of one node, or with a band of all rows, is the usual layer after layer. Every row of every tensor is made once, in
+order.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ class Place:
     Attributes:
         name: the tensor whose rows it holds, ``INPUT_PIXELS``, ``MAP``, ``part_name(tap)`` or 'scratch ...'.
         nbytes: its size; ``offset``: from the arena's base, a multiple of 16.
-        first_use, last_use: steps, both included.
+        first_use, last_use: steps, both included. In a stage of several bands a buffer that carries no rows from band to
+            band is idle in between; another of the same stage may then have its bytes.
         rows: rows of the tensor that it holds, 0 where it is no map.
-        alias_of: the buffer in whose place it lies (in-place ops), '' for none.
+        alias_of: the buffer in whose place it lies, '' for none: at the same offset for what works in place, at another
+            where a stage's output follows behind the rows of its input that are no longer needed.
     """
 
     name: str
@@ -58,8 +61,10 @@ class Step:
     Attributes:
         kind: NODE, FRAME, EMBED, SCORE, or MOVE (the kept rows of a buffer to its front).
         index: of the node in ``graph.nodes`` (NODE), of the tap in ``graph.outputs`` (EMBED), else 0.
-        inputs: NODE: its non-constant operands. FRAME: the pixels' buffer, or nothing where there is a camera frame. EMBED:
-            the tap. SCORE: every tap's part. MOVE: the buffer, ``first`` is the first row that is kept.
+        row, rows: of the output. EMBED: all of the tap's. MOVE: those that are kept. SCORE: 0.
+        inputs: NODE: its non-constant operands; of a concat only the one that is copied. FRAME: the pixels' buffer, or
+            nothing where there is a camera frame. EMBED: the tap. SCORE: every tap's part. MOVE: the buffer, ``first`` is the
+            first row that is kept.
         output: what it writes. MOVE: the same buffer, ``first`` as before the move.
         scratch: offset of its scratch, None without.
         operand: NODE concat only: which operand this step copies.

@@ -16,4 +16,16 @@ def layer_scratch(graph: Graph, node: Node) -> int:
     return 0 if formula is None else formula(graph, node)
 
 
+def frame_scratch(frame_h: int, frame_w: int, out_h: int, out_w: int) -> int:
+    """Bytes of scratch of ``tvad_frame_rows`` for a camera's frame of frame_h x frame_w; 0 where nothing is resized.
+
+    Weights of both axes, 16 bits each: a start and its taps for every output column, the taps of one output row. Then a row
+    of the frame as RGB888 and a ring of resized rows. An output pixel has at most 2 * max(in / out, 1) taps.
+    """
+    if (frame_h, frame_w) == (out_h, out_w):
+        return 0
+    taps_h, taps_w = (min(size, -(-2 * max(size, out) // out)) for size, out in ((frame_h, out_h), (frame_w, out_w)))
+    return 2 * (out_w * (1 + taps_w) + taps_h) + 3 * (frame_w + taps_h * out_w)
+
+
 _FORMULAS: dict[str, Callable[[Graph, Node], int]] = {}

@@ -137,7 +137,7 @@ def _arena(memory: dict[str, Any]) -> str:
     cells = [("head", head, memory.get("head_kind") or "modelled")]
     if bound is not None:
         cells.append(("lower bound", bound, "exact"))
-    if tail is not None:
+    if tail:
         cells.append(("tail", tail, "modelled"))
     figures = "".join(
         f"<div><dt>{name}{kind_mark(kind)}</dt><dd>{size(value)}</dd><dt>{count(value)} B</dt></div>"

@@ -1,23 +1,24 @@
-"""What a build costs, as text: ``{title, warnings, budget, memory, latency}`` in, a table, Markdown, JSON or JUnit out.
+"""What a build costs, as text: ``{title, warnings, profiles}`` in, a table, Markdown or JSON out.
 
-``budget`` is ``Budget.to_dict()``, ``memory`` the arena's figures, ``latency`` an estimate or None. The six columns
-are those of ST's model zoo: Activation RAM (with input and output), Runtime RAM (everything else in RAM), Weights
-Flash (the files that are read in place), Code Flash (everything else in flash), and the totals. ``compare`` sets a
-profile against an older one, for continuous integration.
+A profile is ``{runtime, budget, memory, latency}`` of one target and runtime: ``budget`` is ``Budget.to_dict()``,
+``memory`` the arena's figures, ``latency`` an estimate or None. The writers also take a report with the keys of one
+profile, as report.json has them. The six columns are those of ST's model zoo: Activation RAM (with input and output),
+Runtime RAM (everything else in RAM), Weights Flash (what is read in place), Code Flash (everything else in flash), and the
+totals.
+
+``growth`` sets profiles against older ones, ``junit`` writes them for continuous integration.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
-from fractions import Fraction
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
-from tinyvad.errors import InputError
-from tinyvad.report.text import NONE, clean, count, size, target_label, weakest
+from tinyvad.report.text import NONE, count, flat, size, target_label, weakest
+
+DETAILED = 2  # profiles; of more than these a terminal gets the overview alone
+COMMENT = 60_000  # characters; a comment on GitHub holds 65,536
 
 
 class Section(NamedTuple):
@@ -29,39 +30,62 @@ class Section(NamedTuple):
     right: tuple[int, ...]
 
 
+def profiles_of(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """One report a target and runtime, each with the title and the warnings of the whole."""
+    common = {"title": report.get("title"), "warnings": report.get("warnings")}
+    return [{**common, **profile} for profile in report.get("profiles") or []] or [report]
+
+
 def columns(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """ST's columns: name -> ``{'bytes', 'kind'}``; the two totals are the sums of their parts, and the budget's.
+    """ST's columns: name -> ``{'bytes', 'kind'}``; the two totals are the sums of their parts, and the budget's."""
+    budget = report.get("budget") or {}
+    result = {}
+    for key, names in (("ram", ("Activation RAM", "Runtime RAM")), ("flash", ("Weights Flash", "Code Flash"))):
+        leaves: list[dict[str, Any]] = [leaf for item in budget.get(key) or [] for leaf in item.get("parts") or [item]]
+        for name in names:
+            # what names no column of its own is runtime or code
+            result[name] = _sum(leaf for leaf in leaves if (leaf.get("column") or names[1]) == name)
+    for key, name in (("ram", "Total RAM"), ("flash", "Total Flash")):
+        result[name] = _sum(budget.get(key) or [])
+    return result
 
-    Without the arena's figures the whole arena counts as activations.
-    """
-    budget, memory = report.get("budget") or {}, report.get("memory") or {}
-    ram, flash = budget.get("ram") or [], budget.get("flash") or []
-    arena = [item for item in ram if item["owner"] == "arena"]
-    total_ram = sum(item["nbytes"] for item in ram)
-    activation = memory.get("head_bytes")
-    kind = memory.get("head_kind") or "modelled"
-    if activation is None:
-        activation, kind = sum(item["nbytes"] for item in arena), weakest(item["kind"] for item in arena)
-    activation = min(activation, total_ram)
-    files = [item for item in flash if PurePosixPath(item["owner"]).suffix]
-    code = [item for item in flash if not PurePosixPath(item["owner"]).suffix]
 
-    def column(nbytes: int, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return {"bytes": nbytes, "kind": weakest(item["kind"] for item in items)}
-
-    return {
-        "Activation RAM": {"bytes": activation, "kind": kind},
-        "Runtime RAM": column(total_ram - activation, ram),
-        "Weights Flash": column(sum(item["nbytes"] for item in files), files),
-        "Code Flash": column(sum(item["nbytes"] for item in code), code),
-        "Total RAM": column(total_ram, ram),
-        "Total Flash": column(sum(item["nbytes"] for item in flash), flash),
-    }
+def _sum(items: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    found = list(items)
+    return {"bytes": sum(item["nbytes"] for item in found), "kind": weakest(item["kind"] for item in found)}
 
 
 def verdict(budget: dict[str, Any]) -> str:
     """'fits', 'does not fit', or 'no target' where there is no budget."""
     return "no target" if "fits" not in budget else "fits" if budget["fits"] else "does not fit"
+
+
+def overview(profiles: Sequence[dict[str, Any]]) -> Section:
+    """A row a target and runtime: ST's columns in KiB, the latency estimate, the change since a baseline."""
+    changed = any("baseline" in profile for profile in profiles)
+    head = ("target", "runtime", "fits", *columns({}), "ms")
+    rows = []
+    for profile in profiles:
+        budget, latency = profile.get("budget") or {}, profile.get("latency") or {}
+        row = [target_label(budget) or NONE, str(profile.get("runtime") or NONE), "yes" if budget.get("fits") else "NO"]
+        row += [f"{figure['bytes'] / 1024:.1f}" for figure in columns(profile).values()]
+        row.append(f"{latency['ms']:.0f}" if latency.get("ms") is not None else NONE)
+        if changed:
+            row += [_change(profile, key) for key in ("ram_used", "flash_used")]
+        rows.append(tuple(row))
+    head = (*head, "RAM change", "Flash change") if changed else head
+    return Section("RAM and flash in KiB, latency estimated", head, rows, tuple(range(3, len(head))))
+
+
+def _change(profile: dict[str, Any], key: str) -> str:
+    """'+1,024 B (+0.4 %)', 'none' or 'new' since the baseline."""
+    before = (profile.get("baseline") or {}).get(key)
+    if before is None:
+        return "new"
+    change = profile["budget"][key] - before
+    if not change:
+        return "none"
+    return f"{change:+,} B" + (f" ({100 * change / before:+.1f} %)" if before else "")
 
 
 def sections(report: dict[str, Any]) -> list[Section]:
@@ -85,38 +109,20 @@ def sections(report: dict[str, Any]) -> list[Section]:
         items = budget.get(name) or []
         if items:
             available = budget.get(f"{name}_available")
-            rows = [_item_row(item, available) for item in items]
+            if name == "flash":  # the linker sets the addresses there
+                items = [{**item, "address": None} for item in items]
+            rows = [row for item in items for row in _item_rows(item, available)]
             used = sum(item["nbytes"] for item in items)
             kind = weakest(item["kind"] for item in items)
             rows.append(("total", count(used), _share(used, available), kind, f"of {size(available)}", ""))
             head = ("owner", "bytes", "share", "kind", "where", "note")
             result.append(Section({"ram": "RAM", "flash": "Flash"}[name], head, rows, (1, 2)))
-    regions = budget.get("regions") or []
-    if regions:
-        rows = [
-            (
-                str(region["name"]),
-                f"{region['base']:#010x}",
-                count(region["used"]),
-                count(region["bytes"] - region["used"]),
-                count(region["bytes"]),
-                _share(region["used"], region["bytes"]),
-            )
-            for region in regions
-        ]
-        result.append(
-            Section("Regions of RAM", ("region", "base", "used", "free", "bytes", "share"), rows, (2, 3, 4, 5))
-        )
-    if memory.get("head_bytes") is not None:
-        kind = memory.get("head_kind") or "modelled"
-        rows = [("head", count(memory["head_bytes"]), kind, "activations and scratch")]
-        if memory.get("lower_bound_bytes") is not None:
-            rows.append(
-                ("lower bound", count(memory["lower_bound_bytes"]), "exact", "no plan of whole buffers needs less")
-            )
-        for name, nbytes in (memory.get("tail") or {}).items():
-            rows.append((f"tail: {name}", count(nbytes), "modelled", ""))
-        result.append(Section("Arena", ("part", "bytes", "kind", "note"), rows, (1,)))
+    for key, name in (("regions", "Regions of RAM"), ("flash_regions", "Regions of flash")):
+        regions = budget.get(key) or []
+        if regions:
+            head = ("region", "base", "used", "free", "bytes", "share")
+            result.append(Section(name, head, [_region_row(region) for region in regions], (2, 3, 4, 5)))
+    result += _arena(memory)
     latency = report.get("latency")
     if latency:
         rows = [
@@ -132,152 +138,113 @@ def sections(report: dict[str, Any]) -> list[Section]:
     return result
 
 
+def _arena(memory: dict[str, Any]) -> list[Section]:
+    if memory.get("head_bytes") is None:
+        return []
+    note = f"{memory['strategy']} plan" if memory.get("strategy") else "activations and scratch"
+    kind = str(memory.get("head_kind") or "modelled")
+    rows: list[tuple[str, ...]] = [("head", count(memory["head_bytes"]), kind, note)]
+    if memory.get("lower_bound_bytes") is not None:
+        rows.append(("lower bound", count(memory["lower_bound_bytes"]), "exact", "no plan of these buffers needs less"))
+    for name, nbytes in (memory.get("tail") or {}).items():
+        rows.append((f"tail: {name}", count(nbytes), "modelled", ""))
+    return [Section("Arena", ("part", "bytes", "kind", "note"), rows, (1,))]
+
+
 def to_table(report: dict[str, Any]) -> str:
-    """A profile for a terminal."""
-    budget = report.get("budget") or {}
-    lines = [_flat(_line(report)), *(f"  warning: {_flat(warning)}" for warning in report.get("warnings") or [])]
-    lines += [f"  {_flat(problem)}" for problem in budget.get("problems") or []]
-    for section in sections(report):
-        rows = [section.head, *(tuple(_flat(cell) for cell in row) for row in section.rows)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(section.head))]
-        lines += ["", section.title]
-        for row in rows:
-            cells = [
-                cell.rjust(width) if i in section.right else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths))
-            ]
-            lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines) + "\n"
+    """Profiles for a terminal."""
+    profiles = profiles_of(report)
+    several = len(profiles) > 1
+    blocks = [_heading(report, profiles), *_lines(overview(profiles))] if several else []
+    for profile in profiles[: DETAILED if len(profiles) <= DETAILED else 0]:
+        blocks += ["", *_one_table(profile, not several)] if several else _one_table(profile, True)
+    return "\n".join(blocks) + "\n"
+
+
+def _one_table(profile: dict[str, Any], warn: bool) -> list[str]:
+    budget = profile.get("budget") or {}
+    warnings = profile.get("warnings") or [] if warn else []
+    lines = [flat(_line(profile)), *(f"  warning: {flat(warning)}" for warning in warnings)]
+    lines += [f"  {flat(problem)}" for problem in budget.get("problems") or []]
+    for section in sections(profile):
+        lines += ["", section.title, *_lines(section)]
+    return lines
+
+
+def _lines(section: Section) -> list[str]:
+    """A section's rows as aligned text."""
+    rows = [section.head, *(tuple(flat(cell) for cell in row) for row in section.rows)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(section.head))]
+    return [
+        "  "
+        + "  ".join(
+            cell.rjust(width) if i in section.right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def to_markdown(report: dict[str, Any]) -> str:
-    """A profile as Markdown, for a pull request's comment."""
-    budget = report.get("budget") or {}
-    lines = [f"### {_cell(_line(report))}"]
-    for warning in report.get("warnings") or []:
-        lines += ["", f"**Warning:** {_cell(warning)}"]
-    problems = budget.get("problems") or []
-    lines += ["", *(f"- {_cell(problem)}" for problem in problems)] if problems else []
-    for section in sections(report):
-        lines += ["", f"**{section.title}**", "", "| " + " | ".join(section.head) + " |"]
-        lines.append(
-            "|" + "|".join("---:" if i in section.right else "---" for i in range(len(section.head))) + "|"
-        )
-        lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in section.rows]
+    """Profiles as Markdown, for a pull request's comment; of several, the details are folded away."""
+    profiles = profiles_of(report)
+    if len(profiles) == 1:
+        return "\n".join([f"### {_cell(_line(report | profiles[0]))}", *_one_markdown(report | profiles[0])]) + "\n"
+    lines = [f"### {_cell(_heading(report, profiles).splitlines()[0])}"]
+    lines += [line for warning in report.get("warnings") or [] for line in ("", f"**Warning:** {_cell(warning)}")]
+    grown = [
+        f"{target_label(profile.get('budget') or {})} {profile.get('runtime') or ''}: {line}"
+        for profile in profiles
+        for line in profile.get("growth") or []
+    ]
+    lines += ["", *(f"- {_cell(line)}" for line in grown)] if grown else []
+    lines += ["", *_markdown_rows(overview(profiles))]
+    left_out = 0
+    for profile in profiles:
+        details = ["", f"<details><summary>{_cell(_line(profile))}</summary>"]
+        details += [*_one_markdown({**profile, "warnings": []}), "", "</details>"]
+        if sum(map(len, lines)) + sum(map(len, details)) > COMMENT:
+            left_out += 1
+        else:
+            lines += details
+    if left_out:
+        lines += ["", f"Details of {left_out} more: `tinyvad profile --format json`."]
     return "\n".join(lines) + "\n"
 
 
+def _one_markdown(profile: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for warning in profile.get("warnings") or []:
+        lines += ["", f"**Warning:** {_cell(warning)}"]
+    problems = [*((profile.get("budget") or {}).get("problems") or []), *(profile.get("growth") or [])]
+    lines += ["", *(f"- {_cell(problem)}" for problem in problems)] if problems else []
+    for section in sections(profile):
+        lines += ["", f"**{section.title}**", "", *_markdown_rows(section)]
+    return lines
+
+
+def _markdown_rows(section: Section) -> list[str]:
+    right = ("---:" if i in section.right else "---" for i in range(len(section.head)))
+    head = ["| " + " | ".join(section.head) + " |", "|" + "|".join(right) + "|"]
+    return head + ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in section.rows]
+
+
 def to_json(report: dict[str, Any]) -> str:
-    """A profile as one JSON object, its own keys and ``columns``; also the baseline that ``compare`` reads."""
-    return json.dumps({**report, "columns": columns(report)}, indent=2, sort_keys=True) + "\n"
+    """Profiles as one JSON object, its own keys and ``columns``; also the baseline that ``growth`` reads."""
+    if report.get("profiles"):
+        value = {**report, "profiles": [{**profile, "columns": columns(profile)} for profile in report["profiles"]]}
+    else:
+        value = {**report, "columns": columns(report)}
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
-def to_junit(report: dict[str, Any]) -> str:
-    """A profile as JUnit XML: a test case a limit (each region of RAM, the placing of every item, flash).
-
-    A case fails where its limit is broken; a broken limit that belongs to none of them fails a case of its own.
-    """
-    budget = report.get("budget") or {}
-    problems = [_flat(problem) for problem in budget.get("problems") or []]
-    lost = [item for item in budget.get("ram") or [] if budget.get("regions") and not item.get("region")]
-    cases: list[tuple[str, str]] = []  # name, failure or ''
-    for region in budget.get("regions") or []:
-        over = region["used"] > region["bytes"]
-        failure = f"{count(region['used'])} B > {count(region['bytes'])} B in {region['name']}" if over else ""
-        cases.append((f"RAM {region['name']}", failure))
-    if budget.get("regions"):
-        named = [line for line in problems if any(line.startswith(f"{_flat(item['owner'])} ") for item in lost)]
-        missing = [f"{item['owner']} {size(item['nbytes'])} has no place in RAM" for item in lost]
-        cases.append(("RAM: every item lies in one region", "\n".join(named or missing)))
-    used, available = budget.get("flash_used") or 0, budget.get("flash_available")
-    if available is not None:
-        over = used > available
-        lines = [line for line in problems if "flash" in line] or [f"flash {size(used)} > {size(available)}"]
-        cases.append(("flash", "\n".join(lines) if over else ""))
-    grown = [_flat(line) for line in report.get("growth") or []]
-    if "growth" in report:
-        cases.append(("growth over the baseline", "\n".join(grown)))
-    told = "\n".join(failure for _, failure in cases if failure)
-    rest = [line for line in problems if line not in told]
-    if rest or (budget.get("fits") is False and not told):
-        cases.append(("other limits", "\n".join(rest) or "does not fit"))
-
-    suite = ElementTree.Element(
-        "testsuite",
-        name=_flat(f"tinyvad profile: {report.get('title') or 'build'}"),
-        tests=str(len(cases)),
-        failures=str(sum(bool(failure) for _, failure in cases)),
-        errors="0",
-        skipped="0",
-    )
-    group = _flat(f"tinyvad.profile.{budget.get('target') or 'build'}")
-    for name, failure in cases:
-        case = ElementTree.SubElement(suite, "testcase", classname=group, name=_flat(name))
-        if failure:
-            text = clean(failure)
-            ElementTree.SubElement(case, "failure", message=text.split("\n")[0], type="OverBudget").text = text
-    warnings = [clean(warning) for warning in report.get("warnings") or []]
-    if warnings:
-        ElementTree.SubElement(suite, "system-out").text = "\n".join(f"warning: {warning}" for warning in warnings)
-    root = ElementTree.Element("testsuites")
-    root.append(suite)
-    ElementTree.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+def _item_rows(item: dict[str, Any], available: int | None) -> list[tuple[str, ...]]:
+    """An item, and its parts below it."""
+    parts = [{**part, "owner": f"{PART}{part['owner']}"} for part in item.get("parts") or []]
+    return [_item_row(row, available) for row in (item, *parts)]
 
 
-def compare(current: dict[str, Any], baseline: dict[str, Any], max_growth: float) -> list[str]:
-    """What grew too much since a baseline: one line an owner or total of RAM and flash, [] if nothing did.
-
-    Something grew too much if its bytes are more than (1 + max_growth) times the baseline's, computed exactly; what
-    the baseline does not have grew from 0.
-
-    Args:
-        current, baseline: profiles, as ``to_json`` writes them.
-        max_growth: fraction, 0.03 for 3 %.
-
-    Raises:
-        InputError: ``max_growth`` is negative or not finite; a profile has no budget; they are of two targets.
-    """
-    if not (math.isfinite(max_growth) and max_growth >= 0):
-        raise InputError(f"max-growth {max_growth} must be 0 or more, e.g. 3% or 0.03")
-    new, old = (_owners(profile, name) for profile, name in ((current, "this profile"), (baseline, "the baseline")))
-    targets = [_flat(str(profile["budget"].get("target"))) for profile in (current, baseline)]
-    if targets[0] != targets[1]:
-        raise InputError(
-            f"the baseline is of target {targets[1]}, this profile of {targets[0]}: write a baseline for each target "
-            "with `tinyvad profile BUILD --format json`"
-        )
-    share = Fraction(str(max_growth))
-    problems = []
-    for name, nbytes in new.items():
-        before = old.get(name, 0)
-        allowed = math.floor(before * (1 + share))
-        if nbytes > allowed:
-            grown = f"{before:,} B + {float(100 * share):g} %" if before else "0 B: it is new"
-            problems.append(
-                f"{_flat(name)} {nbytes:,} B > {allowed:,} B allowed (baseline {grown}): make it smaller, or accept "
-                "it with a new baseline from `tinyvad profile BUILD --format json`"
-            )
-    return problems
-
-
-def _owners(profile: dict[str, Any], name: str) -> dict[str, int]:
-    """'RAM arena' -> bytes, and the totals; items of one owner are added up."""
-    budget = profile.get("budget") if isinstance(profile, dict) else None
-    try:
-        if not isinstance(budget, dict):
-            raise KeyError("budget")
-        found: dict[str, int] = {}
-        for key, label in (("ram", "RAM"), ("flash", "flash")):
-            for item in budget[key]:
-                owner = f"{label} {item['owner']}"
-                found[owner] = found.get(owner, 0) + int(item["nbytes"])
-            found[f"{label} total"] = int(budget[f"{key}_used"])
-        return found
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{name}: field {error} is missing or of another kind; write it with `tinyvad profile BUILD --format json`"
-        ) from error
+PART = "· "  # before the owner of a part
 
 
 def _item_row(item: dict[str, Any], available: int | None) -> tuple[str, ...]:
@@ -288,24 +255,38 @@ def _item_row(item: dict[str, Any], available: int | None) -> tuple[str, ...]:
     return str(item["owner"]), count(item["nbytes"]), share, str(item["kind"]), where, str(item.get("note") or "")
 
 
+def _region_row(region: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(region["name"]),
+        f"{region['base']:#010x}",
+        count(region["used"]),
+        count(region["bytes"] - region["used"]),
+        count(region["bytes"]),
+        _share(region["used"], region["bytes"]),
+    )
+
+
 def _share(part: int, whole: int | None) -> str:
     return f"{100 * part / whole:.1f} %" if whole else NONE
+
+
+def _heading(report: dict[str, Any], profiles: Sequence[dict[str, Any]]) -> str:
+    """What there is, how many fit, warnings; a line each."""
+    fitting = sum(bool((profile.get("budget") or {}).get("fits")) for profile in profiles)
+    lines = [f"{flat(report.get('title') or 'build')}: {fitting} of {len(profiles)} fit"]
+    return "\n".join([*lines, *(f"  warning: {flat(warning)}" for warning in report.get("warnings") or [])])
 
 
 def _line(report: dict[str, Any]) -> str:
     budget = report.get("budget") or {}
     label = target_label(budget)
-    return f"{report.get('title') or 'build'}: {verdict(budget)}{f' {label}' if label else ''}"
-
-
-def _flat(text: Any) -> str:
-    """Clean text on one line."""
-    return " ".join(clean(text).split())
+    runtime = f", runtime {report['runtime']}" if report.get("runtime") else ""
+    return f"{report.get('title') or 'build'}: {verdict(budget)}{f' {label}' if label else ''}{runtime}"
 
 
 def _cell(text: str) -> str:
     """Text that stays in its cell: no line breaks, and Markdown's and HTML's marks escaped."""
-    flat = _flat(text)
+    one = flat(text)
     for mark, safe in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("*", "\\*"), ("_", "\\_")):
-        flat = flat.replace(mark, safe)
-    return flat
+        one = one.replace(mark, safe)
+    return one

@@ -24,6 +24,11 @@ def clean(value: Any) -> str:
     return _NOT_XML.sub("\ufffd", str(value))
 
 
+def flat(value: Any) -> str:
+    """``clean`` text on one line."""
+    return " ".join(clean(value).split())
+
+
 def escape(value: Any) -> str:
     """``clean`` text with ``& < > " '`` escaped, for markup and for attributes in quotes."""
     return html.escape(clean(value))

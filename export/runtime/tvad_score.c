@@ -1,0 +1,174 @@
+/* Vectors of grid cells in, a map of squared distances and the image's score out; and the same from tapped maps.
+ *
+ * tvad_score keeps one grid row of vectors: it embeds a row of every tap, scores it and goes on to the next. Its scratch:
+ *     map uint32 (grid_h, grid_w) | per tap int8 (grid_w, C) | scratch of the embedding or the scorer, whichever is larger
+ * each part rounded up to 16 bytes. tinyvad.detectors.score_bytes is its twin in Python.
+ */
+#include "tvad_internal.h"
+#include "tvad_kernels.h"
+
+static uint32_t map_bytes(const tvad_bank *bank)
+{
+    return TVAD_ALIGN16(4u * bank->grid_h * bank->grid_w);      /* below 2^26: tvad_open bounds the grid by the taps' sums */
+}
+
+static uint32_t row_bytes(const tvad_bank *bank, uint32_t tap)
+{
+    return TVAD_ALIGN16(bank->grid_w * (uint32_t)bank->tap_rows[TVAD_TAP_FIELDS * tap + TVAD_TAP_C]);   /* below 2^29 */
+}
+
+static uint32_t work_bytes(const tvad_bank *bank)
+{
+    uint32_t t, most = tvad_score_parts_scratch(bank);
+
+    for (t = 0; t < bank->taps; t++) {
+        uint32_t bytes = tvad_embed_scratch(bank, t);
+
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+uint64_t tvad_score_need(const tvad_bank *bank)
+{
+    uint64_t bytes = (uint64_t)map_bytes(bank) + work_bytes(bank);
+    uint32_t t;
+
+    for (t = 0; t < bank->taps; t++) {
+        bytes += row_bytes(bank, t);
+    }
+    return bytes;
+}
+
+size_t tvad_score_bytes(const tvad_bank *bank)
+{
+    return (size_t)tvad_score_need(bank);                       /* at most INT32_MAX, or tvad_open had refused the bank */
+}
+
+uint32_t tvad_score_parts_scratch(const tvad_bank *bank)
+{
+    switch (bank->kind) {
+    case TVAD_KIND_CORE:
+        return tvad_score_core_scratch(bank);
+    case TVAD_KIND_PQPC:
+        return tvad_score_pq_scratch(bank);
+    default:
+        return tvad_score_padim_scratch(bank);
+    }
+}
+
+int8_t tvad_vector_value(tvad_vector *vector, uint32_t channel)
+{
+    const int32_t *rows = vector->bank->tap_rows;
+    uint32_t width = (uint32_t)rows[TVAD_TAP_FIELDS * vector->tap + TVAD_TAP_C];
+
+    while (channel < vector->first) {
+        vector->tap--;
+        width = (uint32_t)rows[TVAD_TAP_FIELDS * vector->tap + TVAD_TAP_C];
+        vector->first -= width;
+    }
+    while (channel >= vector->first + width) {
+        vector->first += width;
+        vector->tap++;
+        width = (uint32_t)rows[TVAD_TAP_FIELDS * vector->tap + TVAD_TAP_C];
+    }
+    return vector->parts[vector->tap][(size_t)vector->cell * width + (channel - vector->first)];
+}
+
+static void score_cells(const tvad_bank *bank, const int8_t *const parts[], uint32_t position, uint32_t cells,
+                        uint32_t *distances, void *scratch)
+{
+    switch (bank->kind) {
+    case TVAD_KIND_CORE:
+        tvad_score_core(bank, parts, position, cells, distances, scratch);
+        break;
+    case TVAD_KIND_PQPC:
+        tvad_score_pq(bank, parts, position, cells, distances, scratch);
+        break;
+    default:
+        tvad_score_padim(bank, parts, position, cells, distances, scratch);
+        break;
+    }
+}
+
+/* The largest distance, and the first place where it stands. */
+static void find_result(const tvad_bank *bank, const uint32_t *map, tvad_result *result)
+{
+    uint32_t cells = (uint32_t)bank->grid_h * bank->grid_w, best = 0, i;
+
+    for (i = 1; i < cells; i++) {
+        if (map[i] > map[best]) {
+            best = i;
+        }
+    }
+    result->score = map[best];
+    result->row = (uint16_t)(best / bank->grid_w);
+    result->column = (uint16_t)(best % bank->grid_w);
+    result->grid_h = bank->grid_h;
+    result->grid_w = bank->grid_w;
+    result->label = map[best] >= bank->threshold;
+    result->map = map;
+}
+
+void tvad_score_parts(const tvad_bank *bank, const int8_t *const parts[], uint32_t *map, void *scratch, tvad_result *result)
+{
+    score_cells(bank, parts, 0, (uint32_t)bank->grid_h * bank->grid_w, map, scratch);
+    find_result(bank, map, result);
+}
+
+/* Is `scratch` what tvad_score_bytes asks for? */
+static int is_enough(const tvad_bank *bank, const void *scratch, size_t scratch_bytes)
+{
+    return scratch != NULL && ((uintptr_t)scratch & 15u) == 0 && scratch_bytes >= tvad_score_bytes(bank);
+}
+
+tvad_status tvad_score(const tvad_bank *bank, const int8_t *const taps[], void *scratch, size_t scratch_bytes,
+                       tvad_result *result)
+{
+    uint32_t *map = scratch;
+    int8_t *at = scratch, *rows[TVAD_MAX_TAPS];
+    const int8_t *parts[TVAD_MAX_TAPS];
+    uint32_t y, t;
+
+    if (!is_enough(bank, scratch, scratch_bytes)) {
+        return TVAD_ERROR_ARENA;
+    }
+    at += map_bytes(bank);
+    for (t = 0; t < bank->taps; t++) {
+        rows[t] = at;
+        parts[t] = at;
+        at += row_bytes(bank, t);
+    }
+    for (y = 0; y < bank->grid_h; y++) {
+        for (t = 0; t < bank->taps; t++) {
+            tvad_embed_rows(bank, t, taps[t], y, 1, rows[t], at);
+        }
+        score_cells(bank, parts, y * bank->grid_w, bank->grid_w, map + y * bank->grid_w, at);
+    }
+    find_result(bank, map, result);
+    return TVAD_OK;
+}
+
+tvad_status tvad_self_test(const tvad_bank *bank, void *scratch, size_t scratch_bytes)
+{
+    const int8_t *parts[TVAD_MAX_TAPS], *vectors = bank->test.data;
+    const uint32_t *gold = bank->gold.data;
+    uint32_t i, t, count = bank->gold.nbytes / 12u;             /* (n, 3) uint32; 0 where there is none */
+
+    if (!is_enough(bank, scratch, scratch_bytes)) {
+        return TVAD_ERROR_ARENA;
+    }
+    for (i = 0; i < count; i++) {
+        uint32_t distance, first = 0;
+
+        for (t = 0; t < bank->taps; t++) {
+            parts[t] = vectors + (size_t)i * bank->depth + first;
+            first += (uint32_t)bank->tap_rows[TVAD_TAP_FIELDS * t + TVAD_TAP_C];
+        }
+        score_cells(bank, parts, gold[3 * i + 1], 1, &distance, scratch);
+        if (distance != gold[3 * i + 2]) {
+            return TVAD_ERROR_CRC;
+        }
+    }
+    return TVAD_OK;
+}

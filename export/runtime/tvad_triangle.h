@@ -1,0 +1,11 @@
+/* One cell's squared length after its triangular factor; see tvad_triangle.c. */
+#ifndef TVAD_TRIANGLE_H
+#define TVAD_TRIANGLE_H
+
+#include "tvad.h"
+
+/* Sum of r_i^2 of the cell at row-major `place`: t (values) int16, |t| <= 255. Below 2^49. */
+uint64_t tvad_triangle(const tvad_bank *bank, size_t place, const int16_t *t, void *scratch);
+uint32_t tvad_triangle_scratch(uint32_t values);
+
+#endif
