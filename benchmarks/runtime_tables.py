@@ -202,7 +202,7 @@ def write_instructions(rates: dict[str, dict[str, tuple[float, float, float]]]) 
             mac = f"per_mac = {per_mac:.3g}, " if per_mac else ""
             line = f"{key} = {{ {mac}per_output = {per_output:.3g}, counted = true }}"
         elif key == "source" and isa in rates:
-            line = f'source = "counted in QEMU on a {FITTED[isa]}, benchmarks/runtime_tables.py; `counted = false` is assumed"'
+            line = f'source = "counted in QEMU on a {FITTED[isa]}; counted = false: assumed"'
         lines.append(line)
     write_text(path, "\n".join(lines) + "\n")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tinyvad.bank import read_bank
 from tinyvad.errors import InputError
-from tinyvad.export.c_model import Camera, model_header, model_source
+from tinyvad.export.c_model import Camera, model_header, model_source, plain
 from tinyvad.export.c_project import Chip, bank_source, link_script, makefile, readme
 from tinyvad.export.layers import map_shape
 from tinyvad.graph.ir import Graph
@@ -37,16 +37,17 @@ def firmware_files(
         bank: the content of bank.tvb; its header names backbone, grid and input size.
         chip: for which start-up code, linker script and Makefile are written; None writes only what every C project needs.
         camera: the frame in RAM; None: the camera writes the network's input into the arena.
-        name: of the model, in comments and ``tvad_model_data.name``; None: the graph's.
+        name: of the model, in comments and ``tvad_model_data.name``; None: the task that the bank names, or the graph's.
 
     Raises:
         InputError: bank and graph do not go together, or an op or a core that the runtime does not have.
     """
-    header = read_bank(bank, "bank.tvb").header
+    read = read_bank(bank, "bank.tvb")
+    header = read.header
     if map_shape(graph, graph.inputs[0])[:2] != tuple(header.input_size) or len(graph.outputs) != header.taps:
         raise InputError("bank.tvb and the network differ in input size or number of taps; use the files of one build")
     packed_for = "mve" if chip is not None and chip.core == "cortex-m55" else "scalar"
-    graph = graph.copy(name=name or graph.name)
+    graph = graph.copy(name=plain(name or str(read.meta.get("task") or graph.name)))
     crc, grid = header.backbone_crc32, (int(header.grid_size[0]), int(header.grid_size[1]))
     files = {
         "README.md": readme(chip, graph.name, schedule.arena_bytes).encode(),

@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tinyvad.embedding import POOL
 from tinyvad.errors import InputError
 from tinyvad.export.layers import Layer, layer_of, map_shape
 from tinyvad.graph.ir import Graph, node_macs
 from tinyvad.graph.schedule import EMBED, FRAME, MOVE, NODE, SCORE, Schedule, Step, part_name
+from tinyvad.resize import MAX_SIDE
 
 MAX_TAPS = 16  # TVAD_MAX_TAPS
 FORMATS = {"rgb888": ("TVAD_RGB888", 3), "rgb565": ("TVAD_RGB565", 2), "grey": ("TVAD_GREY8", 1)}  # bytes a pixel
@@ -29,6 +31,10 @@ class Camera:
     width: int
     height: int
     format: str
+
+    def __post_init__(self) -> None:
+        if max(self.width, self.height) > MAX_SIDE:
+            raise InputError(f"camera frame {self.width}x{self.height}: sides must be at most {MAX_SIDE} pixels")
 
     @property
     def nbytes(self) -> int:
@@ -64,7 +70,8 @@ def layer_slots(
             slots.append(Slot(NODE, index, operand, layer_of(graph, node, packed_for, operand), node_macs(graph, node)))
     for index, tap in enumerate(graph.outputs):
         shape = map_shape(graph, tap)
-        slots.append(Slot(EMBED, index, 0, Layer("EMBED", part_name(tap), shape, (*grid, shape[2]), channel=index)))
+        part = Layer("EMBED", part_name(tap), shape, (*grid, shape[2]), kernel=(POOL, POOL), channel=index)
+        slots.append(Slot(EMBED, index, 0, part))
     slots.append(Slot(SCORE, 0, 0, Layer("SCORE", "score map", (*grid, 1), (*grid, 1))))
     return slots
 
@@ -75,7 +82,7 @@ def model_header(graph: Graph, schedule: Schedule, backbone_crc32: int, camera: 
     frame = Camera(0, 0, "rgb888") if camera is None else camera
     name, pixel = FORMATS[frame.format]
     return f"""\
-/* {_plain(graph.name)}: what an application needs to know of the model in model.c. Made by tinyvad; do not edit. */
+/* {plain(graph.name)}: what an application needs to know of the model in model.c. Made by tinyvad; do not edit. */
 #ifndef TVAD_MODEL_DATA_H
 #define TVAD_MODEL_DATA_H
 
@@ -138,7 +145,7 @@ def model_source(
 def _overview(graph: Graph, slots: list[Slot], schedule: Schedule, flash: int) -> str:
     macs = sum(slot.macs for slot in slots if slot.operand == 0)
     lines = [
-        f"/* {_plain(graph.name)}, made by tinyvad; do not edit. All of it is constant and stays in flash.",
+        f"/* {plain(graph.name)}, made by tinyvad; do not edit. All of it is constant and stays in flash.",
         " *",
         f" * {macs:,} multiply-accumulates and {schedule.extra_macs:,} more of the plan '{schedule.strategy}';"
         f" {flash:,} bytes of weights and other constants.",
@@ -150,7 +157,7 @@ def _overview(graph: Graph, slots: list[Slot], schedule: Schedule, flash: int) -
         kernel = f"{one.kernel[0]}x{one.kernel[1]}/{one.stride[0]}" if slot.kind == NODE else ""
         lines.append(
             f" * {i:>5} {one.op:<15} {_size(one.in_shape):<13} {_size(one.out_shape):<13} {kernel:<9} "
-            f"{slot.macs:>11,} {one.nbytes:>8,}  {_plain(one.name)}"
+            f"{slot.macs:>11,} {one.nbytes:>8,}  {plain(one.name)}"
         )
     lines += [
         " *",
@@ -159,17 +166,17 @@ def _overview(graph: Graph, slots: list[Slot], schedule: Schedule, flash: int) -
         f" * {'offset':>8} {'bytes':>8} {'rows':>5}  {'steps':<11} buffer",
     ]
     for place in schedule.places.values():
-        shared = f" (in place of {_plain(place.alias_of)})" if place.alias_of else ""
+        shared = f" (in place of {plain(place.alias_of)})" if place.alias_of else ""
         steps = f"{place.first_use}..{place.last_use}"
         lines.append(
-            f" * {place.offset:>8} {place.nbytes:>8} {place.rows or '':>5}  {steps:<11} {_plain(place.name)}{shared}"
+            f" * {place.offset:>8} {place.nbytes:>8} {place.rows or '':>5}  {steps:<11} {plain(place.name)}{shared}"
         )
     return "\n".join([*lines, " */"])
 
 
 def _constants(number: int, slot: Slot) -> str:
     one = slot.layer
-    lines = [f"/* {number}: {_plain(one.name)} */"]
+    lines = [f"/* {number}: {plain(one.name)} */"]
     for name, array in one.arrays.items():
         kind = _C_TYPES.get(array.dtype.name)
         if kind is None:
@@ -203,7 +210,7 @@ def _layer(number: int, slot: Slot) -> str:
             raise InputError(f"layer {one.name}: {name} is {value}, the C runtime takes up to {limit}")
     texts = [f".op = TVAD_OP_{one.op}", *(f".{name} = {int(value)}" for name, (value, _) in fields.items())]
     texts += [f".{name} = layer_{number}_{name}" for name in one.arrays]
-    lines = [f"    {{ /* {number}: {_plain(one.name)} */"]
+    lines = [f"    {{ /* {number}: {plain(one.name)} */"]
     line = ""
     for text in texts:
         if len(line) + len(text) + 10 > _WIDTH:
@@ -235,7 +242,7 @@ def _step(graph: Graph, schedule: Schedule, step: Step, slots: list[Slot], numbe
         raise InputError(f"step for {name}: row numbers {numbers} do not fit 16 bits; use a smaller --image-size")
     row, rows, first, second, out_first = numbers
     window = f"{layer}, {row}, {rows}, {{ {first}, {second} }}, {out_first}"
-    return f"    {{ {window}, {{ {inputs[0][1]}, {inputs[1][1]} }}, {out}u, {scratch} }}, /* {_plain(name)} */"
+    return f"    {{ {window}, {{ {inputs[0][1]}, {inputs[1][1]} }}, {out}u, {scratch} }}, /* {plain(name)} */"
 
 
 def _model(
@@ -252,7 +259,7 @@ def _model(
 static const uint32_t parts[] = {{ {parts} }};
 
 const tvad_model tvad_model_data = {{
-    .name = "{_plain(graph.name)}",
+    .name = "{plain(graph.name)}",
     .backbone_crc32 = {crc:#010x}u,
     .layers = layers, .steps = steps, .n_layers = {len(slots)}, .n_steps = {_bounded(len(schedule.steps))},
     .input_h = {height}, .input_w = {width},
@@ -273,6 +280,6 @@ def _size(shape: tuple[int, int, int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name as it may stand in a C comment or string."""
     return re.sub(r"[^A-Za-z0-9_.:;+\- ]", "_", name)

@@ -137,7 +137,8 @@ def _memory_line(memory: Memory, access: str) -> str:
 
 def makefile(chip: Chip, sources: list[str]) -> str:
     """Makefile: ``make`` links firmware.elf, ``make size`` prints its sections."""
-    objects = " ".join(f"obj/{name.rsplit('.', 1)[0].replace('runtime/', '')}.o" for name in sources)
+    objects = [f"obj/{name.rsplit('.', 1)[0].replace('runtime/', '')}.o" for name in sources]
+    listed = " \\\n           ".join(" ".join(objects[i : i + 4]) for i in range(0, len(objects), 4))
     return f"""\
 # Firmware for {chip.title}. Needs arm-none-eabi-gcc and its C library, nothing else.
 CROSS   ?= arm-none-eabi-
@@ -147,7 +148,7 @@ CFLAGS  := $(CORE) -std=c99 -O3 {WARNINGS} \\
            -ffunction-sections -fdata-sections -fstack-usage -Iruntime -I.
 LDFLAGS := $(CORE) --specs=nano.specs -nostartfiles -T link.ld \\
            -Wl,--gc-sections -Wl,--fatal-warnings -Wl,-Map=obj/firmware.map
-OBJECTS := {objects}
+OBJECTS := {listed}
 
 .PHONY: all size clean
 all: firmware.elf

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvad.errors import InputError
-
 LANES = 16  # int8 values of a vector
-MOST_CHANNELS = 65535 // 7  # of a depthwise layer: the kernel's byte offsets over eight pixels have 16 bits
 
 
 def pack_conv_1x1(weights: np.ndarray) -> np.ndarray:
@@ -35,12 +32,5 @@ def pack_fully_connected(weights: np.ndarray) -> np.ndarray:
 
 
 def pack_depthwise(weights: np.ndarray) -> np.ndarray:
-    """(kh, kw, C) int8 -> (C, kw, kh), flat.
-
-    Raises:
-        InputError: more channels than the kernel's offsets reach.
-    """
-    channels = weights.shape[2]
-    if channels > MOST_CHANNELS:
-        raise InputError(f"a depthwise layer of {channels} channels; the Helium kernel takes at most {MOST_CHANNELS}")
+    """(kh, kw, C) int8 -> (C, kw, kh), flat."""
     return np.ascontiguousarray(weights.transpose(2, 1, 0)).ravel()

@@ -113,7 +113,7 @@ def _patch(net: Network, scorer: Scorer, limit: int | None) -> Schedule:
             chosen = choose(stages, aim)
             if chosen is None:
                 break
-            found = _schedule(net, scorer, chosen, "patch")
+            found = _schedule(net, scorer, chosen, "patch", limit // ARENA_ALIGNMENT * ARENA_ALIGNMENT)
             if found.arena_bytes <= limit:
                 return found
             aim -= found.arena_bytes - limit
@@ -122,13 +122,12 @@ def _patch(net: Network, scorer: Scorer, limit: int | None) -> Schedule:
     return _schedule(net, scorer, smallest, "patch")
 
 
-def _schedule(net: Network, scorer: Scorer, stages: list[Stage], strategy: str) -> Schedule:
+def _schedule(net: Network, scorer: Scorer, stages: list[Stage], strategy: str, enough: int = 0) -> Schedule:
+    """Steps with places; an arena of ``enough`` bytes need not be made smaller."""
     program = make_program(net, stages, scorer)
     pieces = list(program.pieces.values())
     bound = live_bytes(pieces, program.at)
-    placed = place(pieces, bound)
-    network = [piece for piece in pieces if piece.network]
-    active = place(network, live_bytes(network, program.at))
+    placed = place(pieces, max(bound, enough))
     return Schedule(
         strategy=strategy,
         steps=tuple(
@@ -137,7 +136,7 @@ def _schedule(net: Network, scorer: Scorer, stages: list[Stage], strategy: str) 
         ),
         places=_places(program, placed.offsets),
         arena_bytes=align(placed.nbytes, ARENA_ALIGNMENT),
-        activation_bytes=active.nbytes,
+        activation_bytes=live_bytes([piece for piece in pieces if piece.network], program.at),
         lower_bound_bytes=bound,
         stages=tuple((max(stage.first - 1, 0), stage.past - 1, stage.band) for stage in stages if stage.past > 1),
     )

@@ -1,7 +1,7 @@
 /* Runs kernels of the runtime on QEMU's mps3-an547 (Cortex-M55): layers come from cases.bin, outputs go to outputs.bin.
  *
- * Every buffer of a case lies in an MPU region of its own that ends, or begins, with it: one byte read or written outside is
- * a fault. tests/mve_board.py writes and reads the files.
+ * Every buffer of a case lies in an MPU region of its own that ends, or begins, with it: one byte read or written outside
+ * is a fault. tests/mve_board.py writes and reads the files.
  */
 #include <stdint.h>
 #include <string.h>

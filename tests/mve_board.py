@@ -48,6 +48,7 @@ class Case:
         inputs: (h, w, C) int8 operands, whole. row, rows: what to make; rows 0: all from ``row`` on.
         in_rows: first and past the last row of each operand that its buffer holds.
         in_place: 1 or 2: the output lies in this operand's place.
+        planned: the planner's bytes of scratch.
         at_end: buffers end where their memory ends; else they begin where it begins.
     """
 
@@ -57,6 +58,7 @@ class Case:
     rows: int = 0
     in_rows: tuple[tuple[int, int], ...] = ()
     in_place: int = 0
+    planned: int = 0
     at_end: bool = True
     fenced: bool = True
 
@@ -92,7 +94,7 @@ def program(optimise: str = "-O3") -> Tools:
     folder = Path(tempfile.mkdtemp(prefix="tvad-mve-"))
     (folder / "board.ld").write_text(LINK)
     objects, text = [], {}
-    for source in (TESTS / "mve_board.c", *sorted(RUNTIME.glob("tvad_*_mve.c"))):
+    for source in (TESTS / "mve_board.c", RUNTIME / "tvad_clamp_outputs.c", *sorted(RUNTIME.glob("tvad_*_mve.c"))):
         objects.append(folder / f"{source.stem}.o")
         _command("arm-none-eabi-gcc", *CORE, *WARNINGS, optimise, "-ffunction-sections", "-I", RUNTIME, "-c", source,
                  "-o", objects[-1])  # fmt: skip

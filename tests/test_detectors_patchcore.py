@@ -160,13 +160,13 @@ def test_scorers_survive_a_bank_file(rng):
         loaded = load_scorer(read_bank(data), 12)
         assert type(loaded) is type(scorer) and loaded.unit == scorer.unit
         np.testing.assert_array_equal(loaded.score(probe), scorer.score(probe))
-        assert loaded.macs((3, 4)) == scorer.macs((3, 4)) and loaded.ram_bytes((3, 4)) == scorer.ram_bytes((3, 4))
+        assert loaded.macs((3, 4)) == scorer.macs((3, 4)) and loaded.scratch_bytes() == scorer.scratch_bytes()
 
 
 def test_costs_by_hand(rng):
     core, byte, odd, nibble = scorers(rng)
-    assert core.macs((3, 4)) == 12 * 50 * 12 and core.ram_bytes((3, 4)) == 12 + 4 * 12
-    assert byte.macs((3, 4)) == 12 * (256 * 12 + 300 * 4) and byte.ram_bytes((3, 4)) == 12 + 4 * 4 * 256 + 4 * 12
+    assert core.macs((3, 4)) == 12 * 50 * 12 and core.scratch_bytes() == 32  # 12 int16, in units of 16
+    assert byte.macs((3, 4)) == 12 * (256 * 12 + 300 * 4) and byte.scratch_bytes() == 32 + 4 * 4 * 256 + 16
     assert nibble.macs((3, 4)) == 12 * (16 * 12 + 60 * 4)
     assert [odd.sections()["CODE"].shape, nibble.sections()["CODE"].shape] == [(60, 2), (60, 2)]
     for scorer, subspaces, bits in ((byte, 4, 8), (odd, 3, 4), (nibble, 4, 4)):

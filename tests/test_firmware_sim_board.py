@@ -100,7 +100,7 @@ def test_every_core_computes_pythons_integers(target, strategy, frame, machine, 
         with pytest.raises(CheckFailed, match="1 byte past the arena"):
             board.execute(linked, images[:1], fence="arena")
         if target == "rp2040":
-            with pytest.raises(CheckFailed, match="unaligned access in board_break_fence, which cortex-m0plus cannot do"):
+            with pytest.raises(CheckFailed, match=r"unaligned access in .*, which cortex-m0plus cannot do"):
                 board.execute(linked, images[:1], fence="unaligned")
     check_equal(result, images)
     arena = int(re.findall(r"TVAD_ARENA_BYTES (\d+)u", (build / "firmware/model.h").read_text())[0])

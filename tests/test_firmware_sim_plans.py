@@ -187,7 +187,7 @@ CAMERA = "320x240-rgb565"
     [("inplace-dw", None, 260_000), ("inplace-dw", CAMERA, 260_000), ("patch", None, 112_000), ("patch", CAMERA, 80_000)],
 )
 def test_mcunet_in3_at_176_pixels(layers: tuple[str, ...], strategy: str, frame: str | None, most: int) -> None:
-    """TinyEngine's published 260 KB, and far less by rows: with our kernels' scratch, and every row where it is looked for."""
+    """TinyEngine's published 260 KB, and far less by rows; with the scratch of our kernels, every row where it belongs."""
     graph = trunk(*layers)
     schedule = plan(graph, (11, 11), strategy, frame, 1000, (2000,) * 3)
 
@@ -258,6 +258,21 @@ def test_a_residual_block_by_rows_is_written_on_its_input() -> None:
     schedule = bare(graph, "patch")
     assert schedule.places["y"].offset == schedule.places["x"].offset == schedule.places["input pixels"].offset
     assert schedule.activation_bytes == 48 * 64 + 3 * 64 + 64  # one map, three rows of wide, one of dw
+
+
+def test_what_is_made_in_the_place_of_a_sum_is_there_from_its_first_operand_on() -> None:
+    """left + conv(twin), left made in the sum's place: twin, which dies in between, may not have those bytes."""
+    b = chain(48)
+    left = b.add("relu", [b.input], "left")
+    twin = b.add("relu6", [b.input], "twin")
+    w, o = b.constant("w", np.zeros((16, 1, 1, 16), np.int8)), b.constant("o", np.zeros(16, np.int32))
+    geometry = {"stride": (1, 1), "pads": (0,) * 4, "dilation": (1, 1), "activation": "none"}
+    total = b.add("add", [left, b.add("conv2d", [twin, w, o], "right", **geometry)], "total", activation="none")
+    graph = as_int8(b, [b.add("conv2d", [total, w, o], "y", **geometry)])
+    for strategy in STRATEGIES:
+        check_rows(graph, bare(graph, strategy, "4x48-rgb888"), lambda step: 0)
+    places = bare(graph, "patch", "4x48-rgb888").places
+    assert places["left"].alias_of == "total" and places["total"].rows == places["twin"].rows == 1
 
 
 def test_an_operand_that_is_read_once_more_below_is_not_written_on() -> None:

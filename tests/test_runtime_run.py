@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from c_runtime import CLayer, c_layer, library
+from c_runtime import KERNELS, CLayer, c_layer, library
 from c_structs import (
     ARENA,
     BACKBONE,
@@ -36,7 +36,7 @@ from tinyvad.engines.int8 import Int8Engine
 from tinyvad.export.c_model import Camera, layer_slots
 from tinyvad.graph.builder import GraphBuilder
 from tinyvad.graph.ir import Graph, Quantization
-from tinyvad.graph.scratch import frame_scratch, layer_scratch
+from tinyvad.graph.scratch import frame_scratch
 from tinyvad.images import apply_table, frame_to_rgb, rgb_to_frame
 from tinyvad.resize import resize
 
@@ -124,7 +124,7 @@ class Made:
 
     def _build(self) -> None:
         slots = layer_slots(self.graph, GRID, camera=self.camera)
-        self.names = [slot.layer.name for slot in slots]
+        self.names, self.ops = [slot.layer.name for slot in slots], [slot.layer.op for slot in slots]
         self.number = {(slot.kind, slot.index, slot.operand): i for i, slot in enumerate(slots)}
         self.layers = (CLayer * len(slots))()
         self.structs = [c_layer(slot.layer) for slot in slots]
@@ -166,7 +166,9 @@ class Made:
     def node(self, name: str, operand: int = 0) -> tuple[int, int]:
         """Number of the node's layer, bytes of its scratch."""
         index = next(i for i, node in enumerate(self.graph.nodes) if node.output == name)
-        return self.number["node", index, operand], layer_scratch(self.graph, self.graph.nodes[index])
+        layer = self.number["node", index, operand]
+        sibling = getattr(self.lib, f"{KERNELS[self.ops[layer]]}_scratch", None)
+        return layer, 0 if sibling is None else sibling(ctypes.byref(self.structs[layer]))
 
     def whole(self, name: str, inputs: list[int], out: int, operand: int = 0) -> int:
         """A step that makes a whole map."""

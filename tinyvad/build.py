@@ -44,10 +44,10 @@ from tinyvad.evaluate import Evaluation, evaluate
 from tinyvad.export.c import firmware_files
 from tinyvad.export.c_model import Camera
 from tinyvad.export.onnx import to_onnx
-from tinyvad.export.tflite import to_tflite
 from tinyvad.files import new_folder, write_bytes, write_text
 from tinyvad.firmware_sim import budget as budgets
 from tinyvad.firmware_sim.chips import chip_of
+from tinyvad.firmware_sim.offline_plan import planned_tflite
 from tinyvad.firmware_sim.targets import Target, load_target
 from tinyvad.graph.ir import Graph
 from tinyvad.graph.schedule import Schedule
@@ -184,7 +184,7 @@ class _Build:
         graph = self.backbone.graph_at(self.preprocessing.height)
         quantized = self.quantize(graph)
         files = {
-            "int8": to_tflite(quantized, f"tinyvad backbone {self.backbone.name}"),
+            "int8": planned_tflite(quantized, f"tinyvad backbone {self.backbone.name}"),
             "onnx": _onnx_bytes(graph, self.preprocessing),
         }
         self.network = read_network(files["int8"])

@@ -149,10 +149,14 @@ def _memory(facts: BuildFacts) -> dict[str, Any]:
     if facts.schedule is None:
         buffers = [vars(buffer) for buffer in facts.network.arena.buffers]
         return {**runtimes.arena_facts(facts.network.arena), "buffers": buffers}
-    buffers = [
-        {**vars(place), "owner": "scratch" if place.name.startswith("scratch") else "activations"}
-        for place in facts.schedule.places.values()
-    ]
+    places = facts.schedule.places
+    buffers = []
+    for place in places.values():
+        first = place.first_use
+        if place.alias_of:  # it takes over from the operand, which is drawn up to then
+            first = min(places[place.alias_of].last_use + 1, place.last_use)
+        owner = "scratch" if place.name.startswith("scratch") else "activations"
+        buffers.append({**vars(place), "first_use": first, "owner": owner})
     return {**runtimes.plan_facts(facts.schedule), "buffers": buffers}
 
 

@@ -16,10 +16,10 @@ import numpy as np
 from tinyvad.backbones.source import Backbone
 from tinyvad.detectors import Scorer
 from tinyvad.embedding import POOL, Embedding, tap_scratch_bytes
-from tinyvad.export.tflite import to_tflite
 from tinyvad.firmware_sim import budget as budgets
 from tinyvad.firmware_sim import latency, runtimes
 from tinyvad.firmware_sim.memory import Arena, align, arena
+from tinyvad.firmware_sim.offline_plan import planned_tflite
 from tinyvad.firmware_sim.plans import plan as plan_rows
 from tinyvad.firmware_sim.targets import RAM_KINDS, Target, spans
 from tinyvad.graph.ir import Graph, Tensor
@@ -30,6 +30,7 @@ from tinyvad.graph.tflite_import import import_tflite
 from tinyvad.project import Project
 
 SIZES = tuple(range(224, 63, -16))  # input sizes that are tried when none is given, largest first
+ON_CHIP = {"tcm", "sram"}
 SCORER_BYTES = 8192  # RAM of the scorer, before it is known: an 8-byte code's tables
 
 
@@ -71,7 +72,7 @@ def plan_network(graph: Graph) -> Network:
         name: ChannelStatistics(*(np.full(graph.tensors[name].shape[-1], v) for v in (-1.0, 1.0, 0.0)))
         for name in graph.activations
     }
-    return read_network(to_tflite(quantize(graph, blank, affine_range(-1, 1), bias_correction=False)))
+    return read_network(planned_tflite(quantize(graph, blank, affine_range(-1, 1), bias_correction=False)))
 
 
 def scorer_memory(embedding: Embedding, scorer: Scorer) -> ScorerMemory:
@@ -89,12 +90,16 @@ def expected_scorer_memory(taps: Sequence[Tensor], grid: int | None) -> ScorerMe
 
 
 def arena_limit(target: Target, frame: str | None) -> int:
-    """Bytes that an arena of our runtime may have on a target: the largest span, once everything else is placed."""
+    """Bytes that an arena of our runtime may have on a target: the largest span on the chip, once all else is placed.
+
+    Memory outside the chip counts only where there is no other: a plan of row bands in fast memory beats whole maps there.
+    """
     items = runtimes.tinyvad_needs(_NO_SCHEDULE, _NO_MODEL, 0, target, frame).ram
     placed = budgets.make_budget(target, [item for item in items if item.owner != "arena"], [])
-    free = {span.name: span.size for span in spans(target, RAM_KINDS)}
+    blocks = [span for span in spans(target, RAM_KINDS) if set(span.kinds) <= ON_CHIP] or spans(target, RAM_KINDS)
+    free = {span.name: span.size for span in blocks}
     for item in placed.ram:
-        if item.region:
+        if item.region in free:
             free[item.region] -= align(item.nbytes)
     return max(free.values()) // 32 * 32
 

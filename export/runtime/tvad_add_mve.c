@@ -64,9 +64,10 @@ void tvad_add(const tvad_layer *layer, const tvad_window *window)
         const mve_pred16_t lanes = vctp32q((uint32_t)(count % 4));
 
         i *= 4;
-        vstrbq_p_s32(out + i, sum_of(vldrbq_z_s32(a + i, lanes), vldrbq_z_s32(b + i, lanes), of_a, of_b, of_sum, zero), lanes);
+        vstrbq_p_s32(out + i,
+                     sum_of(vldrbq_z_s32(a + i, lanes), vldrbq_z_s32(b + i, lanes), of_a, of_b, of_sum, zero), lanes);
     }
-    tvad_mve_clamp(layer, out, count);
+    tvad_clamp_outputs(layer, out, count);
 }
 
 #endif

@@ -92,4 +92,29 @@ static inline int32_t tvad_rescale(int32_t x, int32_t doubled, int32_t right, in
 #endif
 }
 
+/* Cores without long multiplication (Cortex-M0, M0+, M23) call a function for 64-bit products. */
+#ifndef TVAD_LONG_MULTIPLY
+#if defined(__thumb__) && !defined(__thumb2__)
+#define TVAD_LONG_MULTIPLY 0
+#else
+#define TVAD_LONG_MULTIPLY 1
+#endif
+#endif
+
+/* tvad_multiply_high for |x| < 2^29. From 16-bit halves where there is no long multiplication, x = a 2^16 + b with |b| <= 2^15
+ * and m = c 2^16 + d: |b c| <= 2^30, |a d| < 2^29, so that all sums fit. */
+static inline int32_t tvad_multiply_high_29(int32_t x, int32_t m)
+{
+#if TVAD_LONG_MULTIPLY
+    return tvad_multiply_high(x, m);
+#else
+    const int32_t b = (int16_t)(uint16_t)((uint32_t)x & 0xFFFFu);
+    const int32_t a = (x - b) >> 16;
+    const int32_t c = m >> 16;
+    const int32_t d = (int32_t)((uint32_t)m & 0xFFFFu);
+
+    return (2 * a * c) + (((b * c) + (a * d) + ((b * d) >> 16) + 0x4000) >> 15);
+#endif
+}
+
 #endif

@@ -9,8 +9,8 @@
 
 #include "tvad_mve.h"
 
-#define LONGEST_MANY 680 /* values under a kernel up to which MANY windows are gathered: within 8 KiB */
-#define MANY 12
+#define LONGEST_MANY 680 /* values under a kernel up to which MANY windows are gathered; longer ones one by one */
+#define MANY 12          /* as many bytes as plain C and DSP take: four windows, and them as int16 */
 
 static int32_t length_of(const tvad_layer *layer)
 {
@@ -79,30 +79,31 @@ static void put_row(const tvad_layer *layer, int8_t *to, const int8_t *row, int3
 static void gather(const tvad_layer *layer, const tvad_window *window, int32_t y, int32_t x, int32_t count, int8_t *to)
 {
     const int32_t channels = layer->in_c, bytes = layer->kernel_w * channels, length = layer->kernel_h * bytes;
-    const int32_t stride = layer->stride_w, left = layer->pad_left, reach = (layer->kernel_w - 1) * layer->dilation;
+    const int32_t stride = layer->stride_w, left = layer->pad_left, end = x + count;
+    const int32_t widest = layer->in_w - layer->kernel_w + left; /* where the last window inside the map begins */
     const int8x16_t zero = vdupq_n_s8(layer->in_zero);
-    int32_t first = (left + stride - 1) / stride, last = (layer->in_w - 1 - reach + left) / stride, ky, i;
+    int32_t first = end, last = end, ky, i; /* outputs first to last - 1: short windows inside the map */
 
-    first = first > x ? tvad_min(first, x + count) : x; /* first .. last - 1: no column outside the map */
-    last = layer->in_w - 1 - reach + left < 0 ? first : tvad_min(last + 1, x + count);
-    if (layer->dilation != 1 || bytes > 16 || last < first) {
-        last = first;
+    if (layer->dilation == 1 && bytes <= 16 && widest >= 0) {
+        first = tvad_clamp((left + stride - 1) / stride, x, end);
+        last = tvad_clamp(widest / stride + 1, first, end);
     }
     for (ky = 0; ky < layer->kernel_h; ky++) {
         const int32_t at = y * layer->stride_h - layer->pad_top + ky * layer->dilation;
-        const int8_t *row = at < 0 || at >= layer->in_h
-                                ? NULL
-                                : window->in[0] + (at - window->in_first[0]) * layer->in_w * channels;
+        const int32_t is_inside = at >= 0 && at < layer->in_h;
+        const int8_t *row = is_inside != 0 ? window->in[0] + (at - window->in_first[0]) * layer->in_w * channels : NULL;
+        const int32_t from = is_inside != 0 ? first : end, up_to = is_inside != 0 ? last : end;
         int8_t *part = to + ky * bytes;
 
-        for (i = x; i < x + count; i++) {
-            if (i == first && row != NULL && last > first) {
-                put_short(part + (i - x) * length, row + (i * stride - left) * channels, bytes, last - first,
-                          stride * channels, length);
-                i = last - 1;
-            } else {
-                put_row(layer, part + (i - x) * length, row, i * stride - left, zero);
-            }
+        for (i = x; i < from; i++) {
+            put_row(layer, part + (i - x) * length, row, i * stride - left, zero);
+        }
+        if (up_to > from) {
+            put_short(part + (from - x) * length, row + (from * stride - left) * channels, bytes, up_to - from,
+                      stride * channels, length);
+        }
+        for (i = up_to; i < end; i++) {
+            put_row(layer, part + (i - x) * length, row, i * stride - left, zero);
         }
     }
 }

@@ -11,9 +11,15 @@
 
 #if !TVAD_MVE
 
+#if TVAD_DSP && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("Os")      /* there plain C is only for what the path with SMLAD does not take */
+#endif
+
+#define NOT_INLINE __attribute__((noinline))    /* four times the code, for nothing */
+
 #define SCRATCH_LIMIT 8192u     /* what the path with SMLAD may take, or the layer takes the plain one */
 #define POINTER_BYTES 8         /* of scratch for a pointer, on any machine */
-#define STREAM_BYTES 64         /* tvad_depthwise_pass.h */
+#define STREAM_BYTES 72         /* tvad_depthwise_pass.h */
 
 /* Rows and columns (bytes) of the plain path's ring; a pass makes four outputs, needed or not. */
 static int32_t ring_rows(const tvad_layer *layer)
@@ -84,7 +90,7 @@ uint32_t tvad_depthwise_scratch(const tvad_layer *layer)
 }
 
 /* One row of one channel, as value + 128 (0..255: cores without DSP load unsigned bytes with less), padding at both ends. */
-static void copy_row(const tvad_layer *layer, const int8_t *in, uint8_t *row, int32_t columns)
+static NOT_INLINE void copy_row(const tvad_layer *layer, const int8_t *in, uint8_t *row, int32_t columns)
 {
     const uint8_t padding = (uint8_t)(layer->in_zero + 128);
     const int32_t channels = layer->in_c;
@@ -108,13 +114,6 @@ typedef struct {
     uint32_t bias;                  /* less what the 128 on every value adds, with what the rows outside the map add */
 } position;
 
-/* Cores with eight registers for such work: GCC else loads ahead and spills. */
-#if defined(__thumb__) && !defined(__thumb2__)
-#define KEEP_ORDER __asm__ volatile("" ::: "memory")
-#else
-#define KEEP_ORDER
-#endif
-
 /* Four outputs' share of a tap. */
 #define TAP(x, stride) \
     do { \
@@ -124,7 +123,6 @@ typedef struct {
         s1 += w * (x)[stride]; \
         s2 += w * (x)[2 * (stride)]; \
         s3 += w * (x)[3 * (stride)]; \
-        KEEP_ORDER; \
     } while (0)
 
 /* Sums of four outputs from column `column` on, without the bias: at most 255 * 128 * 121. The sizes that networks have are
@@ -170,7 +168,7 @@ typedef void sums_function(const position *at, int32_t column, int32_t sums[4]);
 
 SUMS_FUNCTION(sums_any, 0, 0)
 
-#if TVAD_DSP    /* plain C is only for what the path with SMLAD does not take */
+#if TVAD_DSP
 
 static sums_function *sums_of(const tvad_layer *layer)
 {
@@ -209,13 +207,18 @@ static sums_function *sums_of(const tvad_layer *layer)
 #endif
 
 /* One output row of one channel, four outputs a pass; the last pass makes some again where out_w is no multiple of four. */
-static void plain_row(const tvad_layer *layer, const position *at, sums_function *sums_of_4, int32_t channel, int8_t *out)
+static NOT_INLINE void plain_row(const tvad_layer *layer, const position *at, sums_function *sums_of_4, int32_t channel, int8_t *out)
 {
     const int32_t channels = layer->out_c;
     const int32_t out_w = layer->out_w;
+    const int32_t low = layer->low;
+    const int32_t high = layer->high;
     const int32_t made = tvad_min(4, out_w);
     const int32_t multiplier = layer->multiplier[channel];
     const int32_t shift = layer->shift[channel];
+    /* Two roundings in short: 1 off negative values, then halves go up. */
+    const int32_t right = ((shift < 0) && (shift >= -22)) ? -shift : 0;
+    const int32_t round = (right > 0) ? ((1 << (right - 1)) + (layer->out_zero * (1 << right))) : 0;
     int32_t x = 0;
     int32_t sums[4];
 
@@ -223,10 +226,18 @@ static void plain_row(const tvad_layer *layer, const position *at, sums_function
         int8_t *to = out + (x * channels);
 
         sums_of_4(at, x * at->stride, sums);
+#pragma GCC unroll 1
         for (int32_t i = 0; i < made; i++) {
-            const int32_t y = tvad_requantise((int32_t)((uint32_t)sums[i] + at->bias), multiplier, shift) + layer->out_zero;
+            const int32_t sum = (int32_t)((uint32_t)sums[i] + at->bias);
+            int32_t y;
 
-            *to = (int8_t)tvad_clamp(y, layer->low, layer->high);
+            if ((right > 0) && (sum < (1 << 29)) && (sum > -(1 << 29))) {
+                y = tvad_multiply_high_29(sum, multiplier);
+                y = (y + round + (y >> 31)) >> right;
+            } else {
+                y = tvad_requantise(sum, multiplier, shift) + layer->out_zero;
+            }
+            *to = (int8_t)tvad_clamp(y, low, high);
             to += channels;
         }
         x = ((x + 4) < out_w) ? tvad_min(x + 4, out_w - made) : out_w;
@@ -234,7 +245,7 @@ static void plain_row(const tvad_layer *layer, const position *at, sums_function
 }
 
 /* Sum of `n` taps. */
-static int32_t total(const int32_t *taps, int32_t n)
+static NOT_INLINE int32_t total(const int32_t *taps, int32_t n)
 {
     int32_t sum = 0;
 

@@ -14,6 +14,7 @@
 #include "tvad_depthwise.h"
 
 #include "tvad_arithmetic.h"
+#include "tvad_matrix.h"
 
 #if TVAD_DSP && !TVAD_MVE
 
@@ -27,7 +28,8 @@ typedef void pass_function(tvad_stream *stream);
 typedef struct {
     pass_function *pass_4, *pass_3;
     int32_t wide, narrow;       /* words of a plane that the passes of 4 and of 3 step over, 0 without */
-    int32_t overlap;            /* first output of the pass that makes some again, 0 without */
+    int32_t overlap;            /* and up to the pass that makes some again, 0 without */
+    int32_t overlap_words, overlap_bytes;   /* it steps over; from the row's first output to its own */
     int32_t read;               /* words of a plane's row that a pass reads, before it goes on to the next row pair */
 } cut_row;
 
@@ -56,7 +58,9 @@ static cut_row cut_of(const tvad_layer *layer)
         narrow = (out_w == 5) ? 0 : ((4 - (out_w % 4)) % 4);
         wide = (out_w - (3 * narrow)) / 4;
     }
-    cut.overlap = (((4 * wide) + (3 * narrow)) < out_w) ? (out_w - 3) : 0;
+    cut.overlap = (((4 * wide) + (3 * narrow)) < out_w) ? (layer->stride_w * (out_w - 3)) : 0;
+    cut.overlap_words = 3 * layer->stride_w;
+    cut.overlap_bytes = layer->out_c * (out_w - 3);
     cut.wide = 4 * wide;
     cut.narrow = 3 * layer->stride_w * narrow;
     return cut;
@@ -72,14 +76,16 @@ static NOT_INLINE int32_t pack_taps(const tvad_layer *layer, const tvad_depthwis
     const int32_t kernel_h = layer->kernel_h;
     const int32_t kernel_w = layer->kernel_w;
     const int32_t words = kernel_w + 1;
+    const int32_t pairs = plan->pairs;
     const int32_t phase_words = plan->blocks * words;
+    const int has_odd = plan->phases == 2;
     const int32_t factor = (layer->multiplier[channel] < 0) ? -2 : 2;
     const int8_t *row = (const int8_t *)layer->weights + (channel * kernel_h * kernel_w);
     const uint32_t *above = no_block;
     uint32_t *block = blocks;
     int32_t total = 0;
 
-    for (int32_t y = 0; y < (2 * plan->pairs); y += 2) {
+    for (int32_t y = 0; y < (2 * pairs); y += 2) {
         const int8_t *upper = (y < kernel_h) ? row : no_row;
         const int8_t *lower = ((y + 1) < kernel_h) ? (row + kernel_w) : no_row;
 
@@ -88,12 +94,12 @@ static NOT_INLINE int32_t pack_taps(const tvad_layer *layer, const tvad_depthwis
 
             block[t] = pair;
             total = tvad_smlad(pair, 0x00010001u, total);
-            if (plan->phases == 2) {
+            if (has_odd) {
                 block[phase_words + t] = tvad_pack_low(above[t] >> 16, pair);
             }
         }
         block[kernel_w] = (uint32_t)way;
-        if (plan->phases == 2) {
+        if (has_odd) {
             block[phase_words + kernel_w] = (uint32_t)way;
         }
         above = block;
@@ -124,6 +130,7 @@ static int start_stream(const tvad_layer *layer, const tvad_depthwise_plan *plan
         return 0;
     }
     stream->channels = layer->out_c;
+    stream->channels_3 = 3 * layer->out_c;
     stream->multiplier = (multiplier < 0) ? -multiplier : multiplier;
     stream->round = (1 << (shift - 1)) + (layer->out_zero * (1 << shift));
     stream->shift = shift;
@@ -215,50 +222,44 @@ static void gather(const tvad_layer *layer, const tvad_window *window, const tva
 }
 
 /* One output row of some channels. */
-static NOT_INLINE void make_row(const tvad_layer *layer, const tvad_depthwise_plan *plan, const cut_row *cut,
-                                const row_range *range, int32_t channels, int32_t way, uint8_t *streams, int8_t *out)
+static NOT_INLINE void make_row(const cut_row *cut, const row_range *range, int32_t channels, int32_t stream_bytes,
+                                int32_t columns, int32_t way, uint8_t *streams, int8_t *out)
 {
-    const int32_t overlap = cut->overlap * layer->stride_w;
-    const uint32_t *data = (const uint32_t *)(void *)(streams + (channels * plan->stream_bytes)) + range->slot;
+    pass_function *const pass_4 = cut->pass_4;
+    pass_function *const pass_3 = cut->pass_3;
+    const int32_t wide = cut->wide;
+    const int32_t narrow = cut->narrow;
+    const int32_t taps = range->taps;
+    const int32_t last = range->last;
+    const int32_t overlap = cut->overlap;
+    const uint32_t *data = (const uint32_t *)(void *)(streams + (channels * stream_bytes)) + range->slot;
     uint8_t *at = streams;
 
     for (int32_t i = 0; i < channels; i++) {
         tvad_stream *const stream = (tvad_stream *)(void *)at;
-        uint32_t *const last = (uint32_t *)(void *)(at + range->last);
 
-        stream->taps = (const uint32_t *)(void *)(at + range->taps);
-        *last = (uint32_t)(-4 - range->last);
+        stream->taps = (const uint32_t *)(void *)(at + taps);
+        *(uint32_t *)(void *)(at + last) = (uint32_t)(-4 - last);
         stream->data = data;
         stream->out = out;
-        if (cut->wide > 0) {
-            stream->end = data + cut->wide;
-            cut->pass_4(stream);
+        if (wide != 0) {
+            stream->end = data + wide;
+            pass_4(stream);
         }
-        if (cut->narrow > 0) {
-            stream->end = data + cut->wide + cut->narrow;
-            cut->pass_3(stream);
+        if (narrow != 0) {
+            stream->end = data + wide + narrow;
+            pass_3(stream);
         }
-        if (overlap > 0) {
+        if (overlap != 0) {
             stream->data = data + overlap;
-            stream->end = data + overlap + (3 * layer->stride_w);
-            stream->out = out + (layer->out_c * cut->overlap);
-            cut->pass_3(stream);
+            stream->end = data + overlap + cut->overlap_words;
+            stream->out = out + cut->overlap_bytes;
+            pass_3(stream);
         }
-        *last = (uint32_t)way;
-        at += plan->stream_bytes;
-        data += plan->columns;
+        *(uint32_t *)(void *)(at + last) = (uint32_t)way;
+        at += stream_bytes;
+        data += columns;
         out++;
-    }
-}
-
-/* Bounds of a fused activation that are narrower than int8; passes saturate to int8. */
-static void clamp_row(const tvad_layer *layer, int8_t *out, int32_t channels)
-{
-    for (int32_t x = 0; x < (int32_t)layer->out_w; x++) {
-        for (int32_t i = 0; i < channels; i++) {
-            out[i] = (int8_t)tvad_clamp(out[i], layer->low, layer->high);
-        }
-        out += layer->out_c;
     }
 }
 
@@ -288,7 +289,6 @@ static int some_channels(const tvad_layer *layer, const tvad_window *window, con
     const int32_t way = 4 * ((channels * columns) - cut->read);
     const int32_t base = tvad_max((window->row * layer->stride_h) / 2, first_in_map);
     const int is_ring = plan->slots <= (last_in_map - base);
-    const int is_narrowed = (layer->low > -128) || (layer->high < 127);
     uint8_t *const streams = (uint8_t *)window->scratch;
     uint32_t *const planes = (uint32_t *)(void *)(streams + (channels * plan->stream_bytes));
     int8_t *out = window->out + ((window->row - window->out_first) * layer->out_w * layer->out_c) + channel;
@@ -310,10 +310,7 @@ static int some_channels(const tvad_layer *layer, const tvad_window *window, con
             gather(layer, window, plan, channel, channels, next,
                    planes + (((next - base) % plan->slots) * channels * columns));
         }
-        make_row(layer, plan, cut, &range, channels, way, streams, out);
-        if (is_narrowed) {
-            clamp_row(layer, out, channels);
-        }
+        make_row(cut, &range, channels, plan->stream_bytes, columns, way, streams, out);
         out += layer->out_w * layer->out_c;
     }
     return 1;
@@ -355,6 +352,8 @@ void tvad_depthwise_dsp(const tvad_layer *layer, const tvad_window *window, cons
             cleared = 0;
         }
     }
+    tvad_clamp_outputs(layer, window->out + ((window->row - window->out_first) * layer->out_w * channels),
+                       window->rows * layer->out_w * channels);
 }
 
 #endif

@@ -5,11 +5,12 @@
  *     plane[column * kh + ky], ky = 0 .. kh - 1, columns from -pad_left on, padding = the input's zero point
  *
  * so that the kh * kw values under the kernel are one run of bytes, and VMLADAV sums 16 products of them an instruction.
- * One output row further down the whole plane is read `stride` bytes further up: a column's last rows then lie where the next
- * column's first ones, no longer needed, were. Every input value is so written once (a scatter of eight channels), and no
- * value moves. The plane has room for as many bytes more as there are rows to go.
+ * One output row further down the whole plane is read `stride` bytes further up: a column's last rows then lie where the
+ * next column's first ones, no longer needed, were. Every input value is so written once (a scatter of eight channels), and
+ * no value moves. The plane has room for as many bytes more as there are rows to go.
  *
- * In place: an output row is written when the input rows at and above it have been taken over, and only to its own channels.
+ * In place where out_w <= in_w and pad_top is less than the kernel's rows: an output row is then written when the input rows
+ * at and above it have been taken over, and only to its own channels.
  *
  * Weights: (C, kw, kh); in scratch they become whole vectors, those of a dilated kernel with zeros between the taps.
  * Sums: |x| <= 128, |w| <= 128, so |sum| <= 2^14 * taps, and in int32 with the bias (the exporter checks).
@@ -18,9 +19,10 @@
 
 #if TVAD_MVE
 
-#include "tvad_mve.h"
+#include "tvad_depthwise_row_mve.h"
 
 #define GROUP 8
+#define SCRATCH_LIMIT 8192 /* fewer channels at once stay within it, or one takes what it must */
 #define SPARE 32 /* bytes that are read after the last plane, and not used */
 
 typedef struct {
@@ -31,7 +33,7 @@ typedef struct {
     int32_t vectors, pairs; /* vectors under a window; 1: under the windows of two neighbouring outputs */
     int32_t plane, group;   /* bytes; channels at once */
     int32_t weights;        /* bytes of a channel's weights as whole vectors */
-    int32_t at_sums, at_weights, total; /* offsets in scratch; its bytes */
+    int32_t at_weights, at_planes, total; /* offsets in scratch, the sums lie first; its bytes */
 } layout;
 
 /* rows: output rows of one call. */
@@ -47,17 +49,18 @@ static layout layout_of(const tvad_layer *layer, int32_t rows)
     a.advance = layer->stride_h < a.kh ? layer->stride_h : 0; /* 0: all rows are new */
     padded = (layer->out_w - 1) * layer->stride_w + a.kw;
     a.columns = padded < layer->pad_left ? 0 : tvad_min(layer->in_w, padded - layer->pad_left);
-    a.plane = padded * a.kh + (rows - 1) * a.advance;
-    a.group = tvad_min(layer->out_c, a.plane <= 65535 / (GROUP - 1) ? GROUP : 1); /* offsets have 16 bits */
     a.pairs = a.taps + a.step <= 32 ? 1 : 0;
     a.vectors = (a.taps + a.pairs * a.step + 15) / 16;
     if (a.pairs == 0 && a.vectors < 5) {
         a.vectors = a.vectors < 3 ? 2 : 4;
     }
     a.weights = 16 * a.vectors * (1 + a.pairs);
-    a.at_sums = (a.group * a.plane + SPARE + 15) / 16 * 16;
-    a.at_weights = a.at_sums + (layer->out_w + 3) / 4 * 16;
-    a.total = a.at_weights + a.group * a.weights;
+    a.at_weights = (layer->out_w + 3) / 4 * 16;
+    a.plane = padded * a.kh + (layer->out_h - 1) * a.advance;
+    a.group = tvad_clamp((SCRATCH_LIMIT - a.at_weights - SPARE) / (a.plane + a.weights), 1, tvad_min(layer->out_c, GROUP));
+    a.at_planes = a.at_weights + a.group * a.weights;
+    a.total = (a.at_planes + a.group * a.plane + SPARE + 15) / 16 * 16;
+    a.plane -= (layer->out_h - rows) * a.advance; /* fewer rows need less, but the same group */
     return a;
 }
 
@@ -76,7 +79,7 @@ TVAD_INLINE void put_column(int8_t *to, uint16x8_t planes, int16x8_t value, mve_
     }
 }
 
-/* A map row (NULL: padding) into row `to` of the planes' first column inside the map. all: a constant, 1 for GROUP channels. */
+/* A map row (NULL: padding) to the planes; `to` is in the first column inside the map. all: a constant, 1 for GROUP channels. */
 TVAD_INLINE void put_columns(const tvad_layer *layer, const layout *a, int8_t *to, const int8_t *row, uint16x8_t planes,
                              mve_pred16_t lanes, int32_t all)
 {
@@ -109,134 +112,6 @@ TVAD_INLINE void put_columns(const tvad_layer *layer, const layout *a, int8_t *t
     }
 }
 
-/* Sums of a row: four loops that differ in the vectors under a window. The window of the next output lies `step` bytes on. */
-
-/* Windows of two outputs in one vector, or in two. Makes `pairs` pairs of sums. */
-TVAD_INLINE void sums_of_pairs(const int8_t *window, int32_t step, int32_t pairs, int32_t *sums, int8x16_t w0,
-                               int8x16_t w1, int8x16_t v0, int8x16_t v1, int32_t vectors)
-{
-    int32_t first, second;
-
-    if (vectors == 1) {
-        __asm__ volatile("dls lr, %[pairs]\n"
-                         "1:\n\t"
-                         "vldrb.8 q0, [%[window]]\n\t"
-                         "vmladav.s8 %[first], q0, %q[w0]\n\t"
-                         "add %[window], %[window], %[step]\n\t"
-                         "vmladav.s8 %[second], q0, %q[v0]\n\t"
-                         "strd %[first], %[second], [%[sums]], #8\n\t"
-                         "le lr, 1b"
-                         : [window] "+&r"(window), [sums] "+&r"(sums), [first] "=&Te"(first), [second] "=&Te"(second)
-                         : [pairs] "r"(pairs), [step] "r"(2 * step), [w0] "w"(w0), [v0] "w"(v0)
-                         : "lr", "q0", "memory");
-    } else {
-        __asm__ volatile("dls lr, %[pairs]\n"
-                         "1:\n\t"
-                         "vldrb.8 q0, [%[window]]\n\t"
-                         "vmladav.s8 %[first], q0, %q[w0]\n\t"
-                         "vldrb.8 q1, [%[window], #16]\n\t"
-                         "vmladav.s8 %[second], q0, %q[v0]\n\t"
-                         "add %[window], %[window], %[step]\n\t"
-                         "vmladava.s8 %[first], q1, %q[w1]\n\t"
-                         "vmladava.s8 %[second], q1, %q[v1]\n\t"
-                         "strd %[first], %[second], [%[sums]], #8\n\t"
-                         "le lr, 1b"
-                         : [window] "+&r"(window), [sums] "+&r"(sums), [first] "=&Te"(first), [second] "=&Te"(second)
-                         : [pairs] "r"(pairs), [step] "r"(2 * step), [w0] "w"(w0), [w1] "w"(w1), [v0] "w"(v0), [v1] "w"(v1)
-                         : "lr", "q0", "q1", "memory");
-    }
-}
-
-/* A window in two vectors, or in four. Makes `count` sums. */
-TVAD_INLINE void sums_of_windows(const int8_t *window, int32_t step, int32_t count, int32_t *sums, int8x16_t w0,
-                                 int8x16_t w1, int8x16_t w2, int8x16_t w3, int32_t vectors)
-{
-    int32_t sum;
-
-    if (vectors == 2) {
-        __asm__ volatile("dls lr, %[count]\n"
-                         "1:\n\t"
-                         "vldrb.8 q0, [%[window]]\n\t"
-                         "vmladav.s8 %[sum], q0, %q[w0]\n\t"
-                         "vldrb.8 q1, [%[window], #16]\n\t"
-                         "add %[window], %[window], %[step]\n\t"
-                         "vmladava.s8 %[sum], q1, %q[w1]\n\t"
-                         "str %[sum], [%[sums]], #4\n\t"
-                         "le lr, 1b"
-                         : [window] "+&r"(window), [sums] "+&r"(sums), [sum] "=&Te"(sum)
-                         : [count] "r"(count), [step] "r"(step), [w0] "w"(w0), [w1] "w"(w1)
-                         : "lr", "q0", "q1", "memory");
-    } else {
-        __asm__ volatile("dls lr, %[count]\n"
-                         "1:\n\t"
-                         "vldrb.8 q0, [%[window]]\n\t"
-                         "vmladav.s8 %[sum], q0, %q[w0]\n\t"
-                         "vldrb.8 q1, [%[window], #16]\n\t"
-                         "vmladava.s8 %[sum], q1, %q[w1]\n\t"
-                         "vldrb.8 q0, [%[window], #32]\n\t"
-                         "vmladava.s8 %[sum], q0, %q[w2]\n\t"
-                         "vldrb.8 q1, [%[window], #48]\n\t"
-                         "add %[window], %[window], %[step]\n\t"
-                         "vmladava.s8 %[sum], q1, %q[w3]\n\t"
-                         "str %[sum], [%[sums]], #4\n\t"
-                         "le lr, 1b"
-                         : [window] "+&r"(window), [sums] "+&r"(sums), [sum] "=&Te"(sum)
-                         : [count] "r"(count), [step] "r"(step), [w0] "w"(w0), [w1] "w"(w1), [w2] "w"(w2), [w3] "w"(w3)
-                         : "lr", "q0", "q1", "memory");
-    }
-}
-
-/* The same for a window of any number of vectors. */
-TVAD_INLINE void sums_of_large(const int8_t *window, int32_t step, int32_t count, int32_t *sums, const int8_t *weights,
-                               int32_t vectors)
-{
-    for (; count > 0; count--) {
-        int32_t sum = 0, i;
-
-        for (i = 0; i < 16 * vectors; i += 16) {
-            sum = vmladavaq_s8(sum, vldrbq_s8(window + i), vldrbq_s8(weights + i));
-        }
-        *sums++ = sum;
-        window += step;
-    }
-}
-
-/* Sums -> outputs, `channels` bytes apart. -31 <= shift <= 0. pixels: 0, 1, 2 and 3 times channels. */
-TVAD_INLINE void rescale_row(const int32_t *sums, int32_t count, int32_t bias, int32_t multiplier, int32_t shift,
-                             int32_t zero, int8_t *out, uint32x4_t pixels, int32_t channels)
-{
-    const int32_t round = shift < 0 ? 1 : 0;
-    register int32_t left __asm__("lr") = count; /* one register less; GCC runs out of them */
-
-    __asm__ volatile("dlstp.32 lr, lr\n"
-                     "1:\n\t"
-                     "vldrw.32 q0, [%[sums]], #16\n\t"
-                     "vadd.i32 q0, q0, %[bias]\n\t"
-                     "vqrdmulh.s32 q0, q0, %[multiplier]\n\t"
-                     "vqdmlah.s32 q0, q0, %[round]\n\t"
-                     "vrshl.s32 q0, %[shift]\n\t"
-                     "vadd.i32 q0, q0, %[zero]\n\t"
-                     "vqmovnb.s32 q0, q0\n\t"
-                     "vqmovnb.s16 q0, q0\n\t"
-                     "vstrb.32 q0, [%[out], %q[pixels]]\n\t"
-                     "add %[out], %[out], %[four]\n\t"
-                     "letp lr, 1b"
-                     : [sums] "+&r"(sums), [out] "+&r"(out), "+&r"(left)
-                     : [bias] "r"(bias), [multiplier] "r"(multiplier), [round] "r"(round), [shift] "r"(shift),
-                       [zero] "r"(zero), [pixels] "w"(pixels), [four] "r"(4 * channels)
-                     : "q0", "memory");
-}
-
-/* For a positive shift: sums + bias, shifted left (they fit, the exporter checks). */
-static void shift_left(int32_t *sums, int32_t count, int32_t bias, int32_t shift)
-{
-    int32_t i;
-
-    for (i = 0; i < count; i += 4) {
-        vstrwq_s32(sums + i, vshlq_r_s32(vaddq_n_s32(vldrwq_s32(sums + i), bias), shift));
-    }
-}
-
 /* One output row of the channels c to c + n - 1. vectors, pairs: constants. */
 TVAD_INLINE void make_row(const tvad_layer *layer, const layout *a, int32_t c, int32_t n, const int8_t *window,
                           int8_t *scratch, int8_t *out, int32_t vectors, int32_t pairs)
@@ -245,7 +120,7 @@ TVAD_INLINE void make_row(const tvad_layer *layer, const layout *a, int32_t c, i
     const uint32x4_t pixels = vmulq_n_u32(vidupq_n_u32(0, 1), (uint32_t)channels);
     const int8_t *weights = scratch + a->at_weights, *shifts = layer->shift + c;
     const int32_t *biases = layer->bias + c, *multipliers = layer->multiplier + c;
-    int32_t *sums = (int32_t *)(void *)(scratch + a->at_sums);
+    int32_t *sums = (int32_t *)(void *)scratch;
 
     do {
         int32_t bias = *biases++, shift = *shifts++;
@@ -281,8 +156,8 @@ typedef void row_maker(const tvad_layer *layer, const layout *a, int32_t c, int3
                        int8_t *scratch, int8_t *out);
 
 #define ROW_MAKER(name, vectors, pairs) \
-    static void name(const tvad_layer *layer, const layout *a, int32_t c, int32_t n, const int8_t *window, int8_t *scratch, \
-                     int8_t *out) \
+    static void name(const tvad_layer *layer, const layout *a, int32_t c, int32_t n, const int8_t *window, \
+                     int8_t *scratch, int8_t *out) \
     { \
         make_row(layer, a, c, n, window, scratch, out, vectors, pairs); \
     }
@@ -309,7 +184,8 @@ TVAD_INLINE mve_pred16_t bytes_between(int32_t low, int32_t high)
     return (mve_pred16_t)(below_high & ~below_low);
 }
 
-/* Weights of channels c to c + n - 1 as whole vectors, zeros around them: a window's, and for pairs once more, a step on. */
+/* Weights of channels c to c + n - 1 as whole vectors with zeros around them: those of a window, and for pairs the same a
+ * step further on. */
 static void put_weights(const tvad_layer *layer, const layout *a, int32_t c, int32_t n, int8_t *to)
 {
     const int32_t kernel = layer->kernel_h * layer->kernel_w, dilation = layer->dilation;
@@ -375,10 +251,10 @@ void tvad_depthwise(const tvad_layer *layer, const tvad_window *window)
 
     for (c = 0; c < channels; c += n) {
         int32_t y = window->row * layer->stride_h - layer->pad_top, slot = 0, row;
-        int8_t *base = scratch;
+        int8_t *base = scratch + a.at_planes;
 
         n = tvad_min(a.group, channels - c);
-        fill(scratch, layer->in_zero, n * a.plane);
+        fill(base, layer->in_zero, n * a.plane);
         put_weights(layer, &a, c, n, scratch + a.at_weights);
         for (row = 0; row < window->rows; row++) {
             for (; slot < a.kh; slot++) {
@@ -394,7 +270,7 @@ void tvad_depthwise(const tvad_layer *layer, const tvad_window *window)
             }
         }
     }
-    tvad_mve_clamp(layer, out, window->rows * pitch);
+    tvad_clamp_outputs(layer, out, window->rows * pitch);
 }
 
 #endif

@@ -21,7 +21,7 @@
 
 #include "tvad_simd.h"
 
-/* One channel. On Arm the fields lie as the assembly loads them: data, out, channels, multiplier, round, shift, end, taps, bias.
+/* One channel. On Arm the fields lie as the assembly loads them: data, out, channels, multiplier, round, shift, end, channels_3, taps, bias.
  * |2 * sum| < 2^31, 0 <= multiplier, 1 <= shift <= 22, round = 2^(shift-1) + (output zero point << shift). */
 typedef struct {
     const uint32_t *data;       /* first column of the next pass, first row pair */
@@ -29,11 +29,12 @@ typedef struct {
     int32_t channels;           /* bytes from an output to its right neighbour */
     int32_t multiplier, round, shift;
     const uint32_t *end;        /* `data` after the last pass; data < end */
+    int32_t channels_3;         /* 3 * channels */
     const uint32_t *taps;       /* first block */
     int32_t bias[4];            /* doubled, four times the same */
 } tvad_stream;
 
-#define TVAD_STREAM_BYTES 64u   /* of scratch for it; pointers of 64 bits included */
+#define TVAD_STREAM_BYTES 72u   /* of scratch for it; pointers of 64 bits included */
 
 #if defined(__thumb2__) && defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__) && !TVAD_DSP_EMULATE
 
@@ -59,34 +60,32 @@ typedef struct {
     "adds r0, r0, " step "\n\t" \
     "bcc 2b\n\t" \
     "add r1, r1, " step "\n\t" \
-    "ldm r1!, {r0, r6-r11}\n\t" \
+    "ldm r1!, {r0, r6-r12}\n\t" \
     stores \
     "add r0, r0, #" columns "\n\t" \
     "cmp r0, r11\n\t" \
-    "strd r0, r6, [r1, #-28]\n\t" \
+    "strd r0, r6, [r1, #-32]\n\t" \
     "bne 1b\n"
 
 #define TVAD_STORES_3 \
-    TVAD_REQUANTISE("r2", "r12") \
-    "strb r12, [r6]\n\t" \
-    TVAD_REQUANTISE("r3", "lr") \
-    "strb lr, [r6, r7]\n\t" \
-    TVAD_REQUANTISE("r4", "r12") \
-    "strb r12, [r6, r7, lsl #1]\n\t" \
-    "add r6, r6, r7\n\t" \
-    "add r6, r6, r7, lsl #1\n\t"
+    TVAD_REQUANTISE("r2", "lr") \
+    "strb lr, [r6]\n\t" \
+    TVAD_REQUANTISE("r3", "r2") \
+    "strb r2, [r6, r7]\n\t" \
+    TVAD_REQUANTISE("r4", "lr") \
+    "strb lr, [r6, r7, lsl #1]\n\t" \
+    "add r6, r6, r12\n\t"
 
 #define TVAD_STORES_4 \
-    TVAD_REQUANTISE("r2", "r12") \
-    "strb r12, [r6]\n\t" \
-    TVAD_REQUANTISE("r3", "lr") \
-    "strb lr, [r6, r7]\n\t" \
-    "add r6, r6, r7, lsl #1\n\t" \
-    TVAD_REQUANTISE("r4", "r12") \
-    "strb r12, [r6]\n\t" \
-    TVAD_REQUANTISE("r5", "lr") \
-    "strb lr, [r6, r7]\n\t" \
-    "add r6, r6, r7, lsl #1\n\t"
+    TVAD_REQUANTISE("r2", "lr") \
+    "strb lr, [r6]\n\t" \
+    TVAD_REQUANTISE("r3", "r2") \
+    "strb r2, [r6, r7]\n\t" \
+    TVAD_REQUANTISE("r4", "lr") \
+    "strb lr, [r6, r7, lsl #1]\n\t" \
+    TVAD_REQUANTISE("r5", "r2") \
+    "strb r2, [r6, r12]\n\t" \
+    "add r6, r6, r7, lsl #2\n\t"
 
 /* Stride 1, four outputs: data words in r6 to r10, tap words in r11, r12, lr. Reads kernel_w + 3 columns. */
 #define TVAD_BLOCK_3_4 \

@@ -10,7 +10,7 @@ void tvad_fully_connected(const tvad_layer *layer, const tvad_window *window)
     const int8_t *x = window->in[0] + ((window->row - window->in_first[0]) * width * length);
     int8_t *out = window->out + ((window->row - window->out_first) * width * layer->out_c);
 
-    tvad_matrix(layer, tvad_matrix_quick(layer), x, count, length, out, NULL);
+    tvad_matrix(layer, x, count, length, out, NULL);
     tvad_clamp_outputs(layer, out, count * layer->out_c);
 }
 

@@ -92,13 +92,11 @@ static void one_pixel(const tvad_layer *layer, const int8_t *x, int32_t length, 
     }
 }
 
-void tvad_matrix(const tvad_layer *layer, int32_t quick, const int8_t *x, int32_t count, int32_t length, int8_t *out,
-                 void *scratch)
+void tvad_matrix(const tvad_layer *layer, const int8_t *x, int32_t count, int32_t length, int8_t *out, void *scratch)
 {
     const int32_t channels = layer->out_c, groups = tvad_matrix_groups(length);
     int32_t left = count, i;
 
-    (void)quick;
     while (left > 1 && scratch != NULL && length <= TVAD_MATRIX_LONGEST) {
         const int32_t pixels = tvad_min(left, TVAD_MATRIX_PIXELS);
         int8_t *values = scratch;

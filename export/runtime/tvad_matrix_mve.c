@@ -27,21 +27,6 @@ int32_t tvad_mve_any_left(const int8_t *shift, int32_t count)
     return largest >= 0;
 }
 
-void tvad_mve_clamp(const tvad_layer *layer, int8_t *out, int32_t count)
-{
-    const int8x16_t low = vdupq_n_s8(layer->low), high = vdupq_n_s8(layer->high);
-    int32_t i;
-
-    if (layer->low == -128 && layer->high == 127) {
-        return;
-    }
-    for (i = 0; i < count; i += 16) {
-        const mve_pred16_t lanes = vctp8q((uint32_t)(count - i));
-
-        vstrbq_p_s8(out + i, vminq_s8(vmaxq_s8(vldrbq_z_s8(out + i, lanes), low), high), lanes);
-    }
-}
-
 /* Channels c to c + 3 of all pixels; full: a constant, 1 where length is 16. */
 TVAD_INLINE void four_channels(const tvad_layer *layer, int32_t c, const int8_t *x, int32_t count, int32_t length,
                                int8_t *out, int32_t full, int32_t left)
@@ -319,7 +304,7 @@ void tvad_matrix_mve(const tvad_layer *layer, const int8_t *x, int32_t count, in
     } else {
         short_rows(layer, x, count, length, out);
     }
-    tvad_mve_clamp(layer, out, count * layer->out_c);
+    tvad_clamp_outputs(layer, out, count * layer->out_c);
 }
 
 #endif

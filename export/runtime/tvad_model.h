@@ -35,6 +35,7 @@ typedef enum {
  *   ADD: bias = {a multiplier, a shift, b multiplier, b shift, out multiplier, out shift}
  *   MUL, MEAN: bias = {multiplier, shift}
  *   LOOKUP: weights = int8[256], in order of the value as uint8
+ *   EMBED: kernel_h, kernel_w = width of the bank's pooling (TAPS)
  *   RESIZE_NEAREST: weights = uint16[out_h] input rows, then uint16[out_w] input columns */
 typedef struct {
     uint8_t op;

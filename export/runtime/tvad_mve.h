@@ -3,7 +3,8 @@
  * TFLite's rescaling is two roundings. The first, SaturatingRoundingDoublingHighMul, is VQRDMULH. The second divides by a
  * power of two and rounds halves away from zero; VRSHL rounds them up, so 1 is taken off negative values before it:
  * VQDMLAH x, x, 1 is floor((x * 2^32 + 2 * x) / 2^32) = x + floor(x / 2^31), which is x - 1 where x < 0.
- * Ranges: |multiplier| <= 2^31 - 1, -31 <= shift, |sum * 2^max(shift, 0)| < 2^31 (the exporter checks), so nothing saturates.
+ * Ranges: |multiplier| <= 2^31 - 1, -31 <= shift <= 30, |sum * 2^max(shift, 0)| < 2^31 (the exporter checks), so that nothing
+ * saturates before the end.
  */
 #ifndef TVAD_MVE_H
 #define TVAD_MVE_H
@@ -11,7 +12,7 @@
 #include <arm_mve.h>
 
 #include "tvad_arithmetic.h"
-#include "tvad_kernels.h"
+#include "tvad_matrix.h"
 
 #define TVAD_INLINE static inline __attribute__((always_inline))
 
@@ -54,9 +55,6 @@ TVAD_INLINE int32x4_t tvad_mve_saturate(int32x4_t value)
 
 /* Whether any of `count` shifts is 0 or positive. */
 int32_t tvad_mve_any_left(const int8_t *shift, int32_t count);
-
-/* What a fused activation lets through, on outputs that already are int8. Nothing to do where that is all of int8. */
-void tvad_mve_clamp(const tvad_layer *layer, int8_t *out, int32_t count);
 
 /* out[count][out_c] = rescaled (x[count][length] times weights[out_c][length], plus bias). */
 void tvad_matrix_mve(const tvad_layer *layer, const int8_t *x, int32_t count, int32_t length, int8_t *out);

@@ -54,7 +54,7 @@ static tvad_status check_bank(const tvad_model *model, const tvad_bank *bank)
             const int32_t *const tap = &bank->tap_rows[(uint32_t)layer->channel * TVAD_TAP_FIELDS];
 
             if ((tap[TVAD_TAP_H] != (int32_t)layer->in_h) || (tap[TVAD_TAP_W] != (int32_t)layer->in_w) ||
-                (tap[TVAD_TAP_C] != (int32_t)layer->in_c)) {
+                (tap[TVAD_TAP_C] != (int32_t)layer->in_c) || (tap[TVAD_TAP_POOL] != (int32_t)layer->kernel_h)) {
                 status = TVAD_ERROR_BACKBONE;
             } else if (!scratch_fits(model, step, tvad_embed_scratch(bank, layer->channel))) {
                 status = TVAD_ERROR_ARENA;

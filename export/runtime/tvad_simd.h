@@ -106,6 +106,12 @@ static inline int32_t tvad_smmulr(int32_t a, int32_t b)
     return (int32_t)(((int64_t)a * b + ((int64_t)1 << 31)) >> 32);
 }
 
+/* c + ((a * b + 2^31) >> 32). */
+static inline int32_t tvad_smmlar(int32_t a, int32_t b, int32_t c)
+{
+    return (int32_t)((uint32_t)c + (uint32_t)tvad_smmulr(a, b));
+}
+
 static inline int32_t tvad_ssat8(int32_t x)
 {
     return x < -128 ? -128 : x > 127 ? 127 : x;
@@ -116,6 +122,12 @@ static inline void tvad_load_pair(const void *p, uint32_t *a, uint32_t *b)
 {
     *a = tvad_load32(p);
     *b = tvad_load32((const uint8_t *)p + 4);
+}
+
+static inline void tvad_store_pair(void *p, uint32_t a, uint32_t b)
+{
+    tvad_store32(p, a);
+    tvad_store32((uint8_t *)p + 4, b);
 }
 
 #else
@@ -181,6 +193,13 @@ static inline int32_t tvad_smmulr(int32_t a, int32_t b)
     return y;
 }
 
+static inline int32_t tvad_smmlar(int32_t a, int32_t b, int32_t c)
+{
+    int32_t y;
+    __asm__ volatile("smmlar %0, %1, %2, %3" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+
 static inline int32_t tvad_ssat8(int32_t x)
 {
     int32_t y;
@@ -196,6 +215,11 @@ static inline void tvad_load_pair(const void *p, uint32_t *a, uint32_t *b)
     __asm__ volatile("ldrd %0, %1, %2" : "=&r"(x), "=r"(y) : "m"(*(const tvad_two_words *)p));
     *a = x;
     *b = y;
+}
+
+static inline void tvad_store_pair(void *p, uint32_t a, uint32_t b)
+{
+    __asm__ volatile("strd %1, %2, %0" : "=m"(*(tvad_two_words *)p) : "r"(a), "r"(b));
 }
 
 #endif

@@ -54,9 +54,6 @@ class Scorer(Protocol):
     def scratch_bytes(self) -> int:
         """Bytes that the runtime's ``tvad_score_parts`` needs besides the vectors and the score map, exactly."""
 
-    def ram_bytes(self, grid: tuple[int, int]) -> int:
-        """Bytes of scratch and of the score map."""
-
 
 def score_bytes(rows: np.ndarray, grid: tuple[int, int], scorer: Scorer) -> int:
     """What the runtime's ``tvad_score`` needs, exactly: the map, one grid row of every tap's vectors, scratch.

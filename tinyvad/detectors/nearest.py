@@ -56,10 +56,6 @@ class PatchCoreScorer:
         """Scratch of the runtime: one cell's vector, int16."""
         return align(2 * self.bank.shape[1])
 
-    def ram_bytes(self, grid: tuple[int, int]) -> int:
-        """Scratch and the uint32 map."""
-        return self.scratch_bytes() + 4 * grid[0] * grid[1]
-
     def sections(self) -> dict[str, np.ndarray]:
         """Bank sections, in file order."""
         config = np.array([*self.bank.shape, 0, 8], np.int32)
@@ -101,10 +97,6 @@ class PatchCoreLiteScorer:
         """Scratch of the runtime: one cell's int16 vector, its table of M * V uint32, and what M subspaces add at least."""
         subspaces, centroids, _ = self.quantizer.codebooks.shape
         return align(2 * len(self.quantizer.indices)) + align(4 * subspaces * centroids) + align(4 * subspaces)
-
-    def ram_bytes(self, grid: tuple[int, int]) -> int:
-        """Scratch and the uint32 map."""
-        return self.scratch_bytes() + 4 * grid[0] * grid[1]
 
     def sections(self) -> dict[str, np.ndarray]:
         """Bank sections, in file order."""

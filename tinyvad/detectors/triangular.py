@@ -139,10 +139,6 @@ class TriangularScorer:
         vectors = 2 * CELLS_AT_ONCE * align(len(self.projection.weights), 2) if self.projection is not None else 0
         return align(vectors) + align(2 * CELLS_AT_ONCE * d) + (align(4 * align(d, 8) + 4 * d) if self.bits else 0)
 
-    def ram_bytes(self, grid: tuple[int, int]) -> int:
-        """Scratch and the uint32 map."""
-        return self.scratch_bytes() + 4 * grid[0] * grid[1]
-
     def sections(self) -> dict[str, np.ndarray]:
         """Bank sections, in file order (docs/SPEC.md)."""
         d = self.mean.shape[-1]
@@ -203,7 +199,7 @@ class TriangularScorer:
 def _check_projection(projection: Projection) -> None:
     """What the device demands of BIAS, so that no sum passes 32 bits; InputError names the direction."""
     reach = np.abs(projection.bias) + 127 * np.abs(projection.weights.astype(np.int64)).sum(0)  # (d,), |e| <= 127
-    right = (-31 <= projection.shifts) & (projection.shifts <= 30) & (projection.multipliers >= 0)
+    right = (projection.shifts >= -31) & (projection.shifts <= 30) & (projection.multipliers >= 0)
     most = (1 << 31) - 1 >> np.clip(projection.shifts, 0, 30)
     wrong = np.flatnonzero(~right | (reach > most))
     if wrong.size:

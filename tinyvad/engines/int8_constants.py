@@ -107,7 +107,7 @@ def mul_constants(graph: Graph, node: Node) -> tuple[int, int]:
 
 
 def mean_constants(graph: Graph, node: Node) -> tuple[int, int]:
-    """(multiplier, shift) of a mean over H and W: the division by n is in the multiplier, with more bits, as many as n has."""
+    """(multiplier, shift) of a mean over H and W: the multiplier divides by n, with as many more bits as n has."""
     x, y = (int8_quantization(graph, tensor) for tensor in (node.inputs[0], node.output))
     _, height, width, _ = graph.tensors[node.inputs[0]].shape
     n = height * width

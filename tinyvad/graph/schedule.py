@@ -62,9 +62,9 @@ class Step:
         kind: NODE, FRAME, EMBED, SCORE, or MOVE (the kept rows of a buffer to its front).
         index: of the node in ``graph.nodes`` (NODE), of the tap in ``graph.outputs`` (EMBED), else 0.
         row, rows: of the output. EMBED: all of the tap's. MOVE: those that are kept. SCORE: 0.
-        inputs: NODE: its non-constant operands; of a concat only the one that is copied. FRAME: the pixels' buffer, or
-            nothing where there is a camera frame. EMBED: the tap. SCORE: every tap's part. MOVE: the buffer, ``first`` is the
-            first row that is kept.
+        inputs: NODE: its non-constant operands; of a concat only the one that is copied. FRAME: the pixels' buffer,
+            or nothing where there is a camera frame. EMBED: the tap. SCORE: every tap's part. MOVE: the buffer, ``first``
+            is the first row that is kept.
         output: what it writes. MOVE: the same buffer, ``first`` as before the move.
         scratch: offset of its scratch, None without.
         operand: NODE concat only: which operand this step copies.

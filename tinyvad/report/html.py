@@ -30,8 +30,9 @@ def write_report(path: Path, report: dict[str, Any], cases: Sequence[Case]) -> N
         path: report.html.
         report: plain values: ``title``, ``tinyvad``, ``warnings [text]``, ``method {name, description, settings}``,
             ``backbone {name, source, layers, macs, parameters, quality, tried [{name, quality, image_size, arena_bytes,
-            flash_bytes, why_not, chosen}], note}``, ``preprocessing``, ``grid``, ``thresholds {raw, score, rule,
-            quantile, n_held_out}``, ``dataset {name, n_train, n_test_good, n_test_anomalous, skipped}``, ``scores
+            flash_bytes, ms, why_not, chosen}], sizes_tried [{image_size, probe_auroc, arena_bytes, ms, chosen}], note}``,
+            ``preprocessing``, ``grid``, ``thresholds {raw, score, rule, quantile, n_held_out}``,
+            ``dataset {name, n_train, n_test_good, n_test_anomalous, skipped}``, ``scores
             {held_out, test [{image_path, label, defect, pred_score, pred_label}]}``, ``metrics``, ``budget``
             (``Budget.to_dict``), ``memory`` (see ``svg_memory.memory_map``; also ``tail_bytes``, ``tail``), ``layers
             [{name, op, shape, macs, weights_bytes, output_bytes, first_use, last_use, offset}]``, ``latency {ms,
@@ -170,7 +171,7 @@ def _facts(report: dict[str, Any]) -> str:
     ]
     cards = [
         card("Method", description, facts([("name", method.get("name")), *(method.get("settings") or {}).items()])),
-        card("Backbone", facts(network), _tried(backbone.get("tried") or [])),
+        card("Backbone", facts(network), _tried(backbone.get("tried") or []), _sizes(backbone.get("sizes_tried") or [])),
         card("Target", facts(target)),
         card("Preprocessing", facts((report.get("preprocessing") or {}).items())),
         card("Threshold", facts(thresholds.items())),
@@ -192,13 +193,37 @@ def _tried(tried: Sequence[dict[str, Any]]) -> str:
             count(one.get("image_size")),
             size(one.get("arena_bytes")),
             size(one.get("flash_bytes")),
+            _whole(one.get("ms")),
             escape(", ".join(word for word in ("chosen" if one.get("chosen") else "", one.get("why_not")) if word)),
         ]
         for one in tried
     ]
-    head = ["network", "quality", "px", "arena", "network with bank", ""]
+    head = ["network", "quality", "px", "arena", "flash", "ms", ""]
     networks = "1 network" if len(tried) == 1 else f"{len(tried)} networks"
-    return details(f"chosen among {networks}", table(head, rows, (1, 2, 3, 4), caption="Networks that were planned"))
+    return details(f"chosen among {networks}", table(head, rows, (1, 2, 3, 4, 5), caption="Networks that were planned"))
+
+
+def _whole(value: float | None) -> str:
+    return count(None if value is None else round(value))
+
+
+def _sizes(tried: Sequence[dict[str, Any]]) -> str:
+    """Input sizes that were tried on good images with made-up defects."""
+    if not tried:
+        return ""
+    rows = [
+        [
+            count(one.get("image_size")),
+            ratio(one.get("probe_auroc")),
+            size(one.get("arena_bytes")),
+            _whole(one.get("ms")),
+            "chosen" if one.get("chosen") else "",
+        ]
+        for one in tried
+    ]
+    head = ["px", "AUROC, made-up defects", "arena", "ms", ""]
+    body = table(head, rows, (0, 1, 2, 3), caption="Input sizes that were tried")
+    return details(f"size chosen among {len(tried)}", body)
 
 
 def _skipped(skipped: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,115 @@
+"""Banks with a fault and right CRC-32s: what a careless writer could make. No reader may trust a CRC alone."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from small_banks import Small
+
+from tinyvad.bank import Header, write_bank
+
+HEADER_FIELDS = {  # name: (offset, struct code); the CRCs are made right again
+    "magic": (0, "I"), "version_major": (4, "H"), "version_minor": (6, "H"), "header_size": (8, "I"),
+    "file_size": (12, "I"), "section_count": (16, "H"), "section_entry_size": (18, "H"), "align": (20, "I"),
+    "kind": (24, "4s"), "rounding": (28, "H"), "flags": (30, "H"), "backbone_crc32": (32, "I"), "input_h": (36, "H"),
+    "input_w": (38, "H"), "grid_h": (40, "H"), "grid_w": (42, "H"), "taps": (44, "B"), "channels": (45, "B"),
+    "colour": (46, "B"), "reserved_47": (47, "B"), "generation": (48, "I"), "reserved_56": (56, "I"),
+}  # fmt: skip
+ENTRY_FIELDS = {
+    "tag": (0, "4s"), "dtype": (4, "B"), "ndim": (5, "B"), "flags": (6, "H"), "offset": (8, "I"), "nbytes": (12, "I"),
+    "dim0": (16, "I"), "dim1": (20, "I"), "dim2": (24, "I"),
+}  # fmt: skip
+KINDS = (b"PADM", b"PADF", b"PADC", b"CORE", b"PQPC", b"XXXX")
+TAGS = (b"META", b"IVAR", b"TASK", b"ABCD", b"BA\0K", b"TAPS")
+DTYPES = (0x11, 0x12, 0x14, 0x18, 0x21, 0x22, 0x24, 0x28, 0x32, 0x34, 0x38, 0)
+
+
+def seal(data: bytes) -> bytes:
+    """The bytes with every CRC-32 made right that lies within them."""
+    file = bytearray(data)
+    (count, align), size = (*struct.unpack_from("<H", file, 16), *struct.unpack_from("<I", file, 20)), len(file)
+    end = 64 + 32 * count
+    if not 1 <= count <= 64 or end > size:
+        return bytes(file)
+    for i in range(count):
+        offset, nbytes = struct.unpack_from("<II", file, 64 + 32 * i + 8)
+        if offset + nbytes <= size:
+            struct.pack_into("<I", file, 64 + 32 * i + 28, zlib.crc32(file[offset : offset + nbytes]))
+    if 16 <= align <= 4096:
+        struct.pack_into("<I", file, 52, zlib.crc32(file[-(-end // align) * align :]))
+    struct.pack_into("<I", file, 60, zlib.crc32(file[64:end], zlib.crc32(file[:60])))
+    return bytes(file)
+
+
+def _values(code: str, old: int | bytes, choices: tuple[bytes, ...]) -> list[int | bytes]:
+    if code == "4s":
+        return [choice for choice in choices if choice != old]
+    assert isinstance(old, int)
+    bits = {"B": 8, "H": 16, "I": 32}[code]
+    near = [0, 1, 2, 3, 16, 255, old + 1, old - 1, old * 2, old ^ 1 << (bits - 1), (1 << bits) - 1, (1 << bits) - 16]
+    return sorted({value % (1 << bits) for value in near} - {old})
+
+
+def of_header(data: bytes) -> Iterator[tuple[str, bytes]]:
+    for name, (offset, code) in HEADER_FIELDS.items():
+        (old,) = struct.unpack_from("<" + code, data, offset)
+        for value in _values(code, old, KINDS):
+            changed = bytearray(data)
+            struct.pack_into("<" + code, changed, offset, value)
+            yield f"header {name} = {value!r}", seal(bytes(changed))
+
+
+def of_entries(data: bytes) -> Iterator[tuple[str, bytes]]:
+    for i in range(struct.unpack_from("<H", data, 16)[0]):
+        for name, (offset, code) in ENTRY_FIELDS.items():
+            (old,) = struct.unpack_from("<" + code, data, 64 + 32 * i + offset)
+            for value in _values(code, old, TAGS) if name != "dtype" else DTYPES:
+                changed = bytearray(data)
+                struct.pack_into("<" + code, changed, 64 + 32 * i + offset, value)
+                yield f"entry {i} {name} = {value!r}", seal(bytes(changed))
+
+
+def of_sections(small: Small) -> Iterator[tuple[str, bytes]]:
+    """Sections that are missing, of another shape or dtype, or hold numbers at and beyond their ends."""
+    sections = small.sections
+    for tag, array in sections.items():
+        yield f"no {tag}", _write(small, {k: v for k, v in sections.items() if k != tag})
+        shorter, taller = array[:-1], np.concatenate([array, array[-1:]])
+        for name, other in (
+            ("shorter", shorter), ("taller", taller), ("flat", array.reshape(-1)), ("deeper", array[None]),
+            ("float", array.astype(np.float32)), ("wider", array.astype(np.int64)),
+            ("unsigned", array.astype(f"u{array.dtype.itemsize}")), ("signed", array.astype(f"i{array.dtype.itemsize}")),
+        ):  # fmt: skip
+            if 1 <= other.ndim <= 3 and other.size and (other.shape, other.dtype) != (array.shape, array.dtype):
+                yield f"{name} {tag}", _write(small, {**sections, tag: other})
+    ends = {
+        "CFG ": (-1, 0, 1, 2, 3, 4, 5, 8, 11, 12, 13, 15, 16, 20, 256, 300, 512, 513, 2**31 - 1, -(2**31)),
+        "TAPS": (-129, -128, -33, -32, -31, -1, 0, 1, 2, 3, 5, 7, 8, 9, 30, 31, 127, 128, 4096, 4097, 2**31 - 1, -(2**31)),
+        "BIAS": (-33, -32, -31, -1, 0, 1, 9, 10, 11, 30, 31, 2**30, 2**31 - 1, -(2**31)),
+        "INDX": (0, 1, 11, 12, 13, 255, 65535), "CODE": (0, 8, 9, 15, 16, 19, 20, 0x99, 0xF0, 255),
+        "GOLD": (0, 1, 11, 12, 2**32 - 1), "THRS": (0, 2**32 - 1), "TABL": (0, 2**31, 2**32 - 1),
+        "SCAL": (0, 255) if sections["SCAL"].dtype == np.uint8 else
+                (0.0, -0.0, -1.0, 5e-324, -5e-324, np.inf, -np.inf, np.nan, 1.7e308),
+    }  # fmt: skip
+    for tag, values in ends.items():
+        for place in range(min(sections[tag].size, 32)) if tag in sections else ():
+            for value in values:
+                changed = sections[tag].copy()
+                changed.flat[place] = value
+                yield f"{tag} [{place}] = {value}", _write(small, {**sections, tag: changed})
+
+
+def _write(small: Small, sections: dict[str, np.ndarray]) -> bytes:
+    tags = ("LUT ", "TAPS", "THRS", *small.scorer.required)
+    return write_bank(small.header, sections, [tag for tag in tags if tag in sections])
+
+
+def of_grids(small: Small) -> Iterator[tuple[str, bytes]]:
+    """A memory bank has no section of the grid's shape: any grid may stand in its header."""
+    h = small.header
+    for grid in ((1, 1), (1, 65535), (65535, 1), (65535, 65535), (2901, 2902), (700, 700), (300, 40), (2000, 2000)):
+        header = Header(h.kind, h.backbone_crc32, h.input_size, grid, h.taps)
+        yield f"grid {grid}", write_bank(header, small.sections, ("LUT ",))
