@@ -23,7 +23,7 @@ ENTRY_FIELDS = {
     "dim0": (16, "I"), "dim1": (20, "I"), "dim2": (24, "I"),
 }  # fmt: skip
 KINDS = (b"PADM", b"PADF", b"PADC", b"CORE", b"PQPC", b"XXXX")
-TAGS = (b"META", b"IVAR", b"TASK", b"ABCD", b"BA\0K", b"TAPS")
+TAGS = (b"META", b"IVAR", b"TASK", b"ABCD", b"ABC~", b"ABC\x7f", b"ABC\x1f", b"ABC\xfe", b"BA\0K", b"TAPS")
 DTYPES = (0x11, 0x12, 0x14, 0x18, 0x21, 0x22, 0x24, 0x28, 0x32, 0x34, 0x38, 0)
 
 
@@ -85,6 +85,10 @@ def of_sections(small: Small) -> Iterator[tuple[str, bytes]]:
         ):  # fmt: skip
             if 1 <= other.ndim <= 3 and other.size and (other.shape, other.dtype) != (array.shape, array.dtype):
                 yield f"{name} {tag}", _write(small, {**sections, tag: other})
+    for pool in (1, 2, 3, 4, 5, 6, 7, 9):
+        taps = sections["TAPS"].copy()
+        taps[:, 6] = pool
+        yield f"pool {pool}", _write(small, {**sections, "TAPS": taps})
     ends = {
         "CFG ": (-1, 0, 1, 2, 3, 4, 5, 8, 11, 12, 13, 15, 16, 20, 256, 300, 512, 513, 2**31 - 1, -(2**31)),
         "TAPS": (-129, -128, -33, -32, -31, -1, 0, 1, 2, 3, 5, 7, 8, 9, 30, 31, 127, 128, 4096, 4097, 2**31 - 1, -(2**31)),

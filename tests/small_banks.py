@@ -63,7 +63,8 @@ def triangular(
 ) -> TriangularScorer:
     """Any PaDiM scorer; its tables span the range up to saturation."""
     pairs = values * (values - 1) // 2
-    table = np.sort(rng.integers(0, 1 << rng.integers(10, 33), (2, 256), np.uint64)).astype(np.uint32)
+    reach_of_tables = 1 << rng.integers(10, 33, (2, 1))  # of A and of S
+    table = np.sort(rng.integers(0, reach_of_tables, (2, 256))).astype(np.uint32)
     projection = None
     if mode == 2:
         factors = rng.integers(1 << 30, 1 << 31, values)

@@ -166,7 +166,7 @@ def test_scorers_survive_a_bank_file(rng):
 def test_costs_by_hand(rng):
     core, byte, odd, nibble = scorers(rng)
     assert core.macs((3, 4)) == 12 * 50 * 12 and core.scratch_bytes() == 32  # 12 int16, in units of 16
-    assert byte.macs((3, 4)) == 12 * (256 * 12 + 300 * 4) and byte.scratch_bytes() == 32 + 4 * 4 * 256 + 16
+    assert byte.macs((3, 4)) == 12 * (256 * 12 + 300 * 4) and byte.scratch_bytes() == 16 + 4 * 4 * 256 + 32
     assert nibble.macs((3, 4)) == 12 * (16 * 12 + 60 * 4)
     assert [odd.sections()["CODE"].shape, nibble.sections()["CODE"].shape] == [(60, 2), (60, 2)]
     for scorer, subspaces, bits in ((byte, 4, 8), (odd, 3, 4), (nibble, 4, 4)):

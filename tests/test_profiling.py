@@ -96,8 +96,8 @@ def test_over_budget_names_runtime_and_target(folder: Path, tmp_path: Path) -> N
     result = cli(folder, "--target", tiny, "--runtime", "both")
     assert result.exit_code == 1
     lines = [line for line in result.stderr.splitlines() if line.startswith("tinyvad: ")]
-    assert [line.split(" on ")[0] for line in lines[:1]] == ["tinyvad: tinyvad"]
-    assert any(line.startswith("tinyvad: tflm on arena ") and "16 KiB" in line for line in lines)
+    assert lines[0].startswith("tinyvad: runtime tinyvad: ")
+    assert any(line.startswith("tinyvad: runtime tflm: arena ") and "16 KiB" in line for line in lines)
     assert all("use a smaller --frame, or rebuild" in line for line in lines)
 
 

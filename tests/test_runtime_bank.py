@@ -192,6 +192,39 @@ def test_sixteen_taps_and_no_more() -> None:
     assert OpenBank(data).status == "SECTION" and not python_accepts(data)
 
 
+def wide(depth: int) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Channels and sizes of 1x1 taps that make a vector of ``depth`` values."""
+    channels = (4096,) * (depth // 4096) + ((depth % 4096,) if depth % 4096 else ())
+    return channels, ((1, 1),) * len(channels)
+
+
+@pytest.mark.parametrize(
+    ("what", "most", "grid"),
+    [("values of a PaDiM cell", 512, (1, 1)), ("values of a distance", 33025, (1, 1)), ("values of a vector", 65535, (1, 1)),
+     ("grid cells by values", 65059, (1, 33000))],
+)  # fmt: skip
+def test_the_largest_that_fits_its_width(what: str, most: int, grid: tuple[int, int]) -> None:
+    """At the limit both open it, one beyond both refuse. The last: a grid row of vectors passes 2 GiB."""
+    rng = np.random.default_rng(0)
+    for size, opens in ((most, True), (most + 1, False)):
+        channels, sizes = wide(size if size <= 65535 else 65535)
+        e = small_embedding(rng, grid, channels, sizes, pool=1)
+        if what == "values of a distance":
+            scorer = memory(rng, 1, size)
+        elif what == "values of a PaDiM cell":
+            scorer = triangular(rng, grid, size, size, 0, 0)
+        else:
+            scorer = triangular(rng, grid, min(size, 65535), 1, 0, 1)
+        small = bank_of(rng, e, scorer, golden=0)
+        data = small.data
+        if size == 65536:
+            taps = small.sections["TAPS"].copy()
+            taps[-1, 2] += 1
+            data = write_bank(small.header, {**small.sections, "TAPS": taps}, ())
+        assert OpenBank(data).status == ("OK" if opens else "FIELD")
+        assert python_accepts(data) == opens
+
+
 @pytest.mark.parametrize(
     ("tag", "change", "words"),
     [

@@ -96,9 +96,8 @@ def check(rng: np.random.Generator, graph: Graph, windows: bool = True) -> None:
         found = run_layer(layer, [image], lib=kernels(path), scratch=scratch)
         np.testing.assert_array_equal(found, wanted, err_msg=f"{path}: {layer}")
         if windows:
-            found = run_layer(
-                layer, [image], lib=kernels(path), scratch=scratch, row=row, rows=rows, in_rows=needed_rows(layer, row, rows)
-            )
+            held = needed_rows(layer, row, rows)
+            found = run_layer(layer, [image], lib=kernels(path), scratch=scratch, row=row, rows=rows, in_rows=held)
             np.testing.assert_array_equal(found, wanted[row : row + rows], err_msg=f"{path}, {row} {rows}: {layer}")
 
 
@@ -141,8 +140,8 @@ def test_convolutions(rng: np.random.Generator, wild: bool) -> None:
 
 @pytest.mark.parametrize(("channels", "outputs"), [(3, 16), (75, 4), (76, 4), (130, 3)])
 def test_three_by_three(rng: np.random.Generator, channels: int, outputs: int) -> None:
-    """The stem's shape; values under a kernel around the number up to which four pixels are gathered, 680, and beyond 1024."""
-    attributes = {"stride": (2, 2), "pads": (1, 0, 0, 1), "dilation": (1, 1)}
+    """The stem's shape; as many values under a kernel as four pixels are gathered for, 680, and beyond that and 1024."""
+    attributes: dict[str, Any] = {"stride": (2, 2), "pads": (1, 0, 0, 1), "dilation": (1, 1)}
     for size in ((9, 11), (8, 6)):
         check(rng, weighted(rng, "conv2d", (*size, channels), (outputs, 3, 3, channels), **attributes))
 
@@ -174,8 +173,8 @@ def test_any_multiplier(rng: np.random.Generator) -> None:
 
 def test_packing_by_hand() -> None:
     weights = np.arange(15, dtype=np.int8).reshape(3, 5)  # 3 outputs of 5 taps
-    pairs = [0, 5, 2, 7, 1, 6, 3, 8], [4, 9, 0, 0, 0, 0, 0, 0], [10, 0, 12, 0, 11, 0, 13, 0], [14, 0, 0, 0, 0, 0, 0, 0]
-    assert pack_conv_1x1(weights).tolist() == sum(pairs, [])
+    fours = [[0, 5, 2, 7, 1, 6, 3, 8], [4, 9, 0, 0, 0, 0, 0, 0], [10, 0, 12, 0, 11, 0, 13, 0], [14, 0, 0, 0, 0, 0, 0, 0]]
+    assert pack_conv_1x1(weights).reshape(4, 8).tolist() == fours
 
 
 RESCALE = """
@@ -254,3 +253,33 @@ def test_cores(rng: np.random.Generator, bench: ModuleType, core: str, optimise:
     assert [m.checksum for m in found] == sums
     for graph, measured in zip(graphs, found, strict=True):
         assert measured.scratch <= layer_scratch(graph, graph.nodes[-1])
+
+
+@pytest.mark.parametrize("core", ["cortex-m7", "cortex-m3", "cortex-m0plus"])
+def test_rescaling_in_instructions(rng: np.random.Generator, bench: ModuleType, core: str) -> None:
+    """Weights of 0, so that the bias is the sum: the core's own instructions on the cases of the short rescaling."""
+    layers, sums = [], []
+    for zero in (-128, -1, 0, 127):
+        bias, multiplier, right, _ = rescale_cases(rng, 20000)
+        wanted = (multiply_by_quantized_multiplier(bias, multiplier, -right) + zero).clip(-128, 127)
+        layers.append(Layer(
+            "CONV_1X1", "rescaled", (1, 4, 1), (1, 4, 20000), zeros=(0, 0, zero), bias=bias, multiplier=multiplier,
+            shift=-right.astype(np.int8), weights=np.zeros((20000, 1, 1, 1), np.int8),
+        ))  # fmt: skip
+        sums.append(bench.checksum(np.tile(wanted, 4).astype(np.int8)))
+    assert [m.checksum for m in bench.measure(core, layers)] == sums
+
+
+# (core, most instructions a MAC to block 9 and over the trunk); MCUNet in3 at 176 pixels, -O3
+GATES = [("cortex-m7", 2.0, 1.9), ("cortex-m4", 2.0, 1.9), ("cortex-m3", 9.0, 9.0), ("cortex-m0plus", 9.5, 9.0)]
+KINDS = {"conv_1x1, K >= 40": 1.1, "conv_1x1, K < 40": 1.6, "conv 3x3 s2": 1.8}  # of the matrix kernels with DSP
+
+
+@pytest.mark.parametrize(("core", "to_block_9", "trunk"), GATES)
+def test_instructions(bench: ModuleType, core: str, to_block_9: float, trunk: float) -> None:
+    """Counts are repeatable: a compiler or a change that spills registers in an inner loop is found here."""
+    found = bench.measure(core, bench.trunk("in3", 176))
+    assert bench.a_mac(found) <= trunk
+    assert bench.a_mac([m for m in found if bench.block_of(m) <= 9]) <= to_block_9
+    for kind, most in KINDS.items() if to_block_9 < 3 else ():
+        assert bench.a_mac([m for m in found if m.kind == kind]) <= most, kind

@@ -103,7 +103,7 @@ def profile(
     value = figures(loaded, find_targets(loaded, target_names), runtime, frame)
     several = len(value["profiles"]) > 1
     problems = [
-        (f"{one['runtime']} on " if several else "") + f"{problem}: {REMEDY}"
+        (f"runtime {one['runtime']}: " if several else "") + f"{problem}: {REMEDY}"
         for one in value["profiles"]
         for problem in one["budget"]["problems"]
     ]

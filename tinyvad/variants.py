@@ -23,9 +23,9 @@ from tinyvad.detectors.nearest import PatchCoreLiteScorer, PatchCoreScorer
 from tinyvad.detectors.product_quantizer import ProductQuantizer
 from tinyvad.detectors.triangular import Projection, TriangularScorer
 from tinyvad.embedding import POOL, tap_scratch_bytes
-from tinyvad.export.tflite import to_tflite
 from tinyvad.firmware_sim import latency, runtimes
 from tinyvad.firmware_sim.budget import parse_frame
+from tinyvad.firmware_sim.offline_plan import planned_tflite
 from tinyvad.firmware_sim.targets import Target
 from tinyvad.graph.schedule import Schedule
 from tinyvad.graph.tflite_file import TfliteFile, read_tflite
@@ -137,7 +137,7 @@ class Planned:
 
     @cached_property
     def _file(self) -> TfliteFile:
-        return read_tflite(to_tflite(self.network.graph))
+        return read_tflite(planned_tflite(self.network.graph))
 
     def _schedule(self, memory: ScorerMemory, target: Target, frame: str | None) -> Schedule:
         key = memory, frame, arena_limit(target, frame)

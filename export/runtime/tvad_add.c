@@ -1,7 +1,7 @@
 /* The sum of two maps: both operands rescaled to 2^20 times a common scale, added, rescaled (TFLite's add).
  *
- * An operand has 256 values, so where there are more elements than that its rescaled values are put in a table first. May work
- * in place of either operand: every element is read before it is written.
+ * An operand has 256 values, so where there are more elements than that its rescaled values are put in a table first. May
+ * work in place of either operand: every element is read before it is written.
  *
  * Ranges: |a - zero point| <= 255 and the operands' factors are at most 1/2, so a rescaled one is at most 255 * 2^19 and a
  * sum below 2^28. The sum's factor is below 1: its shift is 0 or to the right.

@@ -45,21 +45,35 @@ static inline int32_t tvad_requantise(int32_t x, int32_t m, int32_t shift)
     return tvad_rounding_divide(tvad_multiply_high((int32_t)((uint32_t)x << left), m), tvad_max(-shift, 0));
 }
 
+/* Cores without long multiplication (Cortex-M0, M0+, M23) call a function for 64-bit products. */
+#ifndef TVAD_LONG_MULTIPLY
+#if defined(__thumb__) && !defined(__thumb2__)
+#define TVAD_LONG_MULTIPLY 0
+#else
+#define TVAD_LONG_MULTIPLY 1
+#endif
+#endif
+
+/* tvad_multiply_high for |x| < 2^29. From 16-bit halves where there is no long multiplication, x = a 2^16 + b with
+ * |b| <= 2^15 and m = c 2^16 + d: |b c| <= 2^30, |a d| < 2^29, so that all sums fit. */
+static inline int32_t tvad_multiply_high_29(int32_t x, int32_t m)
+{
+#if TVAD_LONG_MULTIPLY
+    return tvad_multiply_high(x, m);
+#else
+    const int32_t b = (int16_t)(uint16_t)((uint32_t)x & 0xFFFFu);
+    const int32_t a = (x - b) >> 16;
+    const int32_t c = m >> 16;
+    const int32_t d = (int32_t)((uint32_t)m & 0xFFFFu);
+
+    return (2 * a * c) + (((b * c) + (a * d) + ((b * d) >> 16) + 0x4000) >> 15);
+#endif
+}
+
 /* A channel whose rescaling has the short form: right shift, multiplier as quantised (its upper bit set). */
 static inline int32_t tvad_is_short(int32_t m, int32_t shift)
 {
     return (m >> 30 == 1) & (shift < 0);
-}
-
-/* 1 if all of `count` channels have the short form. */
-static inline int32_t tvad_all_short(const int32_t *m, const int8_t *shift, int32_t count)
-{
-    int32_t all = 1, i;
-
-    for (i = 0; i < count; i++) {
-        all &= tvad_is_short(m[i], shift[i]);
-    }
-    return all;
 }
 
 /* 2 m - 2^32, what tvad_rescale takes. */
@@ -70,8 +84,9 @@ static inline int32_t tvad_doubled(int32_t m)
 
 /* tvad_requantise(x, m, -right) + zero, saturated to int8, of a channel with the short form: exact for every x.
  *
- * With doubled = 2 m - 2^32, (x * doubled) / 2^32 + x is 2 x m / 2^32. Halves away from zero: 1 comes off where x < 0 (a sum
- * that rounds to 0 gives 0 either way), then halves go up: the last bit shifted out is added. */
+ * With doubled = 2 m - 2^32, (x * doubled) / 2^32 + x is 2 x m / 2^32. Halves away from zero: 1 comes off where x < 0 (a
+ * sum that rounds to 0 gives 0 either way), then halves go up: the last bit shifted out is added. In instructions: SMMLAR, or
+ * SMLAL onto x 2^32 + 2^31; ASRS leaves that bit in the carry. */
 static inline int32_t tvad_rescale(int32_t x, int32_t doubled, int32_t right, int32_t zero)
 {
 #if TVAD_DSP && !TVAD_DSP_EMULATE
@@ -85,35 +100,22 @@ static inline int32_t tvad_rescale(int32_t x, int32_t doubled, int32_t right, in
                      : "r"(doubled), "r"(right), "r"(zero)
                      : "cc");
     return x;
+#elif defined(__thumb2__) && !TVAD_DSP_EMULATE
+    uint32_t low = 0x80000000u;
+    int32_t high = x;
+    __asm__ volatile("smlal %0, %1, %2, %3\n\t"
+                     "add %2, %1, %2, asr #31\n\t"
+                     "asrs %2, %2, %4\n\t"
+                     "adc %2, %2, %5\n\t"
+                     "ssat %2, #8, %2"
+                     : "+r"(low), "+r"(high), "+r"(x)
+                     : "r"(doubled), "r"(right), "r"(zero)
+                     : "cc");
+    return x;
 #else
-    const int32_t high = (int32_t)(((int64_t)x * doubled + ((int64_t)1 << 31)) >> 32);
-    const int32_t y = (int32_t)((uint32_t)high + (uint32_t)x) + (x >> 31);
-    return tvad_clamp((y >> right) + ((y >> (right - 1)) & 1) + zero, -128, 127);
-#endif
-}
-
-/* Cores without long multiplication (Cortex-M0, M0+, M23) call a function for 64-bit products. */
-#ifndef TVAD_LONG_MULTIPLY
-#if defined(__thumb__) && !defined(__thumb2__)
-#define TVAD_LONG_MULTIPLY 0
-#else
-#define TVAD_LONG_MULTIPLY 1
-#endif
-#endif
-
-/* tvad_multiply_high for |x| < 2^29. From 16-bit halves where there is no long multiplication, x = a 2^16 + b with |b| <= 2^15
- * and m = c 2^16 + d: |b c| <= 2^30, |a d| < 2^29, so that all sums fit. */
-static inline int32_t tvad_multiply_high_29(int32_t x, int32_t m)
-{
-#if TVAD_LONG_MULTIPLY
-    return tvad_multiply_high(x, m);
-#else
-    const int32_t b = (int16_t)(uint16_t)((uint32_t)x & 0xFFFFu);
-    const int32_t a = (x - b) >> 16;
-    const int32_t c = m >> 16;
-    const int32_t d = (int32_t)((uint32_t)m & 0xFFFFu);
-
-    return (2 * a * c) + (((b * c) + (a * d) + ((b * d) >> 16) + 0x4000) >> 15);
+    const int32_t m = (int32_t)((uint32_t)doubled >> 1), is_small = (uint32_t)x + 0x20000000u < 0x40000000u;
+    const int32_t y = (is_small ? tvad_multiply_high_29(x, m) : tvad_multiply_high(x, m)) + (x >> 31);
+    return tvad_clamp((((y >> (right - 1)) + 1) >> 1) + zero, -128, 127);
 #endif
 }
 

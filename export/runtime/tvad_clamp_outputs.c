@@ -1,4 +1,6 @@
-/* The limits of a fused activation, after the outputs of a window are made. Most layers use all of int8: saturation is enough. */
+/* The limits of a fused activation, after the outputs of a window are made. Most layers use all of int8: there saturation is
+ * enough.
+ */
 #include "tvad_matrix.h"
 
 void tvad_clamp_outputs(const tvad_layer *layer, int8_t *out, int32_t count)

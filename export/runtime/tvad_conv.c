@@ -1,12 +1,12 @@
-/* Convolution with any kernel, stride, dilation and padding: the values under the kernel are gathered for some output pixels
- * at a time, then it is a matrix product. A row of the kernel is one run of bytes unless it is dilated.
+/* Convolution with any kernel, stride, dilation and padding: the values under the kernel are gathered for some output
+ * pixels at a time, then it is a matrix product. A row of the kernel is one run of bytes unless it is dilated.
  */
 #include "tvad_matrix.h"
 
 #if !TVAD_MVE
 
 #define GATHERED_BYTES 1536 /* of pixels that are gathered at a time, where that is four or more */
-#define LONGEST_FOUR 680    /* values under a kernel up to which four pixels are gathered: 12 bytes a value are within 8 KiB */
+#define LONGEST_FOUR 680    /* values under a kernel up to which four pixels are gathered: 12 bytes a value fit 8 KiB */
 
 static int32_t length_of(const tvad_layer *layer)
 {
@@ -80,7 +80,7 @@ static int8_t *gather_row(const tvad_layer *layer, const int8_t *from, int32_t x
     return to;
 }
 
-/* The values under a kernel that reaches over the map's border or is dilated; its first row is `y`, its first column `x`. */
+/* The values under a kernel that reaches over the map's border or is dilated; it begins at row `y`, column `x`. */
 static int8_t *gather_border(const tvad_layer *layer, const tvad_window *window, int32_t y, int32_t x, int8_t *to)
 {
     const int32_t in_row = (int32_t)layer->in_w * layer->in_c, run = (int32_t)layer->kernel_w * layer->in_c;
@@ -102,7 +102,7 @@ void tvad_conv(const tvad_layer *layer, const tvad_window *window)
     const int32_t length = length_of(layer), width = layer->out_w;
     const int32_t at_once = pixels_of(length), rows = layer->kernel_h;
     const int32_t run = (int32_t)layer->kernel_w * layer->in_c, in_row = (int32_t)layer->in_w * layer->in_c;
-    const int32_t last_x = layer->dilation == 1 ? layer->in_w - layer->kernel_w : -1;
+    const int32_t last_x = layer->dilation == 1 ? layer->in_w - layer->kernel_w : -1; /* of a kernel that is all inside */
     int8_t *const gathered = window->scratch;
     int8_t *const first = window->out + ((window->row - window->out_first) * width * layer->out_c);
     int8_t *out = first, *to = gathered;
@@ -110,13 +110,13 @@ void tvad_conv(const tvad_layer *layer, const tvad_window *window)
 
     for (row = window->row; row < window->row + window->rows; row++) {
         const int32_t y = (row * layer->stride_h) - layer->pad_top;
-        const int32_t last = (y >= 0 && y <= layer->in_h - rows) ? last_x : -1; /* column of a kernel that is all inside */
-        const int8_t *from = window->in[0] + ((y - window->in_first[0]) * in_row);
+        const int32_t is_inside = last_x >= 0 && y >= 0 && y <= layer->in_h - rows;
+        const int8_t *from = is_inside ? window->in[0] + ((y - window->in_first[0]) * in_row) : NULL;
 
         for (column = 0; column < width; column++) {
             const int32_t x = (column * layer->stride_w) - layer->pad_left;
 
-            if (x >= 0 && x <= last) {
+            if (from != NULL && x >= 0 && x <= last_x) {
                 const int8_t *at = from + (x * layer->in_c);
                 int32_t i;
 

@@ -19,7 +19,6 @@
 
 #define SCRATCH_LIMIT 8192u     /* what the path with SMLAD may take, or the layer takes the plain one */
 #define POINTER_BYTES 8         /* of scratch for a pointer, on any machine */
-#define STREAM_BYTES 72         /* tvad_depthwise_pass.h */
 
 /* Rows and columns (bytes) of the plain path's ring; a pass makes four outputs, needed or not. */
 static int32_t ring_rows(const tvad_layer *layer)
@@ -50,7 +49,7 @@ static uint32_t cut(tvad_depthwise_plan *plan, int32_t channels, int32_t slots, 
     plan->channels = channels;
     plan->slots = slots;
     plan->blocks = blocks;
-    plan->stream_bytes = STREAM_BYTES + (4 * plan->phases * blocks * (kernel_w + 1));
+    plan->stream_bytes = TVAD_STREAM_BYTES + (4 * plan->phases * blocks * (kernel_w + 1));
     plan->bytes = (uint32_t)(channels * (plan->stream_bytes + (4 * slots * plan->columns)));
     return plan->bytes;
 }
@@ -89,7 +88,7 @@ uint32_t tvad_depthwise_scratch(const tvad_layer *layer)
     return tvad_depthwise_plan_of(layer).bytes;
 }
 
-/* One row of one channel, as value + 128 (0..255: cores without DSP load unsigned bytes with less), padding at both ends. */
+/* One row of one channel, as value + 128 (0..255: unsigned bytes load with less on small cores), padding at both ends. */
 static NOT_INLINE void copy_row(const tvad_layer *layer, const int8_t *in, uint8_t *row, int32_t columns)
 {
     const uint8_t padding = (uint8_t)(layer->in_zero + 128);
@@ -207,7 +206,8 @@ static sums_function *sums_of(const tvad_layer *layer)
 #endif
 
 /* One output row of one channel, four outputs a pass; the last pass makes some again where out_w is no multiple of four. */
-static NOT_INLINE void plain_row(const tvad_layer *layer, const position *at, sums_function *sums_of_4, int32_t channel, int8_t *out)
+static NOT_INLINE void plain_row(const tvad_layer *layer, const position *at, sums_function *sums_of_4, int32_t channel,
+                                 int8_t *out)
 {
     const int32_t channels = layer->out_c;
     const int32_t out_w = layer->out_w;

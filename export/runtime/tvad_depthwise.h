@@ -4,6 +4,8 @@
 
 #include "tvad_kernels.h"
 
+#define TVAD_STREAM_BYTES 72    /* of scratch for a tvad_stream (tvad_depthwise_pass.h) on any machine; a multiple of 8 */
+
 /* For the path with SMLAD (tvad_depthwise_dsp.c). Words are uint32: two values of a column, of an even and an odd row. */
 typedef struct {
     int32_t channels;       /* at once; 0: the layer takes the plain path */

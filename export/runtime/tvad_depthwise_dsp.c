@@ -1,15 +1,15 @@
 /* Depthwise convolution with SMLAD: up to four channels at a time, their rows widened once into planes in scratch.
  *
- * A plane holds row pairs: a word is two values of a column, int16, of row 2 p and 2 p + 1 counted from the first padding row,
- * the input's zero point taken off, so that padding is 0. Where the kernel starts on an even row its taps pair up as
+ * A plane holds row pairs: a word is two values of a column, int16, of row 2 p and 2 p + 1 counted from the first padding
+ * row, the input's zero point taken off, so that padding is 0. Where the kernel starts on an even row its taps pair up as
  * (0, 1)(2, 3).., else as (-, 0)(1, 2)..: both phases are packed for each channel, doubled (tvad_depthwise_pass.h).
  *
- * If all of a map's row pairs fit in scratch they lie in order and padding rows are left out. Otherwise the planes are rings:
- * every pass then runs over the whole ring in its order in memory, and starts with the taps that go with its first slot. For
- * that the blocks of taps lie there twice, one after the other.
+ * If all of a map's row pairs fit in scratch they lie in order and padding rows are left out. Otherwise the planes are
+ * rings: every pass then runs over the whole ring in its order in memory, and starts with the taps that go with its first
+ * slot. For that the blocks of taps lie there twice, one after the other.
  *
- * Idea of channel planes and packed pairs for SMLAD: CMSIS-NN's and TinyEngine's depthwise kernels; pairing rows, which needs
- * one set of taps for all columns and strides, and the exact short requantisation are ours.
+ * Channel planes are TinyEngine's idea, packed pairs for SMLAD CMSIS-NN's; pairing rows, which needs one set of taps for
+ * all columns and strides, and the short exact requantisation are our own.
  */
 #include "tvad_depthwise.h"
 
@@ -30,7 +30,7 @@ typedef struct {
     int32_t wide, narrow;       /* words of a plane that the passes of 4 and of 3 step over, 0 without */
     int32_t overlap;            /* and up to the pass that makes some again, 0 without */
     int32_t overlap_words, overlap_bytes;   /* it steps over; from the row's first output to its own */
-    int32_t read;               /* words of a plane's row that a pass reads, before it goes on to the next row pair */
+    int32_t read;               /* words by which a pass has moved on in a row pair when it goes to the next */
 } cut_row;
 
 /* What one output row reads: byte offsets from a stream, words from the planes' begin. */
@@ -50,14 +50,13 @@ static cut_row cut_of(const tvad_layer *layer)
     if (layer->stride_w == 2u) {
         cut.pass_3 = (layer->kernel_w == 3u) ? tvad_pass_3_2 : (layer->kernel_w == 5u) ? tvad_pass_5_2 : tvad_pass_7_2;
         cut.pass_4 = cut.pass_3;
-        cut.read = layer->kernel_w + 4;
     } else {
         cut.pass_3 = (layer->kernel_w == 3u) ? tvad_pass_3_3 : (layer->kernel_w == 5u) ? tvad_pass_5_3 : tvad_pass_7_3;
         cut.pass_4 = (layer->kernel_w == 3u) ? tvad_pass_3_4 : (layer->kernel_w == 5u) ? tvad_pass_5_4 : tvad_pass_7_4;
-        cut.read = layer->kernel_w + 3;
         narrow = (out_w == 5) ? 0 : ((4 - (out_w % 4)) % 4);
         wide = (out_w - (3 * narrow)) / 4;
     }
+    cut.read = TVAD_PASS_READ(layer->kernel_w, layer->stride_w);
     cut.overlap = (((4 * wide) + (3 * narrow)) < out_w) ? (layer->stride_w * (out_w - 3)) : 0;
     cut.overlap_words = 3 * layer->stride_w;
     cut.overlap_bytes = layer->out_c * (out_w - 3);
@@ -193,19 +192,23 @@ static void gather_1(const int8_t *upper, int32_t upper_step, const int8_t *lowe
     }
 }
 
-/* Row pair `pair` of some channels to `to`; rows outside the map hold padding. */
+/* Row pair `pair` of some channels to `to`. Rows outside the map hold padding; so may rows that no kernel of this window
+ * reaches, whose taps are 0: they need not be there. */
 static void gather(const tvad_layer *layer, const tvad_window *window, const tvad_depthwise_plan *plan, int32_t channel,
                    int32_t channels, int32_t pair, uint32_t *to)
 {
     const uint32_t padding = (uint32_t)(uint8_t)layer->in_zero * 0x01010101u;
     const uint32_t zero = ((uint32_t)(-layer->in_zero) & 0xFFFFu) * 0x00010001u;
     const int32_t columns = tvad_min(layer->in_w, plan->columns - layer->pad_left);
+    const int32_t low = tvad_max((window->row * layer->stride_h) - layer->pad_top, 0);
+    const int32_t last = ((window->row + window->rows - 1) * layer->stride_h) - layer->pad_top;
+    const int32_t high = tvad_min(last + layer->kernel_h, layer->in_h);
     const int8_t *from[2];
     int32_t step[2];
 
     for (int32_t i = 0; i < 2; i++) {
         const int32_t y = (2 * pair) + i - layer->pad_top;
-        const int inside = (y >= 0) && (y < (int32_t)layer->in_h);
+        const int inside = (y >= low) && (y < high);
 
         from[i] = inside ? (window->in[0] + ((y - window->in_first[0]) * layer->in_w * layer->in_c) + channel)
                          : (const int8_t *)&padding;
@@ -263,7 +266,7 @@ static NOT_INLINE void make_row(const cut_row *cut, const row_range *range, int3
     }
 }
 
-/* Row pairs first..last of the planes (base: the pair in slot 0) for the kernel that starts in output row `top`'s place. */
+/* Row pairs first..last of the planes (base: the pair in slot 0), for a kernel that starts in row `top`. */
 static row_range range_of(const tvad_layer *layer, const tvad_depthwise_plan *plan, int32_t channels, int32_t base,
                           int32_t top, int32_t first, int32_t last)
 {
@@ -273,7 +276,7 @@ static row_range range_of(const tvad_layer *layer, const tvad_depthwise_plan *pl
     const int32_t block = ((top % 2) * plan->blocks) + (wraps ? (plan->slots - from) : (first - (top / 2)));
     row_range range;
 
-    range.taps = (int32_t)TVAD_STREAM_BYTES + (4 * words * block);
+    range.taps = TVAD_STREAM_BYTES + (4 * words * block);
     range.last = range.taps + (4 * words * (last - first + 1)) - 4;
     range.slot = wraps ? 0 : (from * channels * plan->columns);
     return range;

@@ -3,15 +3,15 @@
  * Flows in: a stream (one channel's constants and taps) that points into a plane of widened input. Flows out: int8 outputs.
  *
  * A word of a plane holds two values of one column, of an even row and of the odd row below it; a word of taps the two taps
- * that go with them. So one tap word serves every column, whatever the stride, and a row of taps is read once for all outputs
- * of a pass. A block is the taps of two kernel rows: kernel_w words and a last one, the way from the plane's words that the
- * pass has read to those of the next two rows in bytes. The last block has there, negative, the way from its own end back to
- * the stream: adding that to any address in the planes carries, which ends the loop over blocks.
+ * that go with them. So one tap word serves every column, whatever the stride, and a row of taps is read once for all
+ * outputs of a pass. A block is the taps of two kernel rows: kernel_w words and a last one, the way in bytes from the words
+ * that the pass has read to those of the next two rows. The last block has there, negative, the way from its own end back
+ * to the stream: adding that to any address in the planes carries, which ends the loop over blocks.
  *
  * Taps and bias are doubled, so that SMMLAR's rounded high word of sum * multiplier is gemmlowp's rounded doubling product,
  * plus `round`. Subtracting 1 from it where the sum is negative rounds halves away from zero: the sign of the product would
- * be the right one to ask, but it differs from the sum's only where the product rounds to 0, which comes out as 0 either way
- * because shift >= 1. In all five instructions an output, its store included.
+ * be the right one to ask, but it differs from the sum's only where the product rounds to 0, which comes out as 0 either
+ * way because shift >= 1. In all five instructions an output, its store included.
  *
  * In C (for other compilers, for unoptimised builds and for the tests on a PC) and in assembly, where all 14 registers are
  * used: GCC, left to itself, spills.
@@ -19,9 +19,10 @@
 #ifndef TVAD_DEPTHWISE_PASS_H
 #define TVAD_DEPTHWISE_PASS_H
 
+#include "tvad_depthwise.h"
 #include "tvad_simd.h"
 
-/* One channel. On Arm the fields lie as the assembly loads them: data, out, channels, multiplier, round, shift, end, channels_3, taps, bias.
+/* One channel; the assembly loads the fields in this order.
  * |2 * sum| < 2^31, 0 <= multiplier, 1 <= shift <= 22, round = 2^(shift-1) + (output zero point << shift). */
 typedef struct {
     const uint32_t *data;       /* first column of the next pass, first row pair */
@@ -34,7 +35,10 @@ typedef struct {
     int32_t bias[4];            /* doubled, four times the same */
 } tvad_stream;
 
-#define TVAD_STREAM_BYTES 72u   /* of scratch for it; pointers of 64 bits included */
+/* Words by which a block moves on in a row pair. */
+#define TVAD_PASS_READ(kernel_w, stride) (((kernel_w) == 3) ? 0 : (kernel_w) + (((stride) == 2) ? 4 : 3))
+
+typedef char tvad_stream_fits[(sizeof(tvad_stream) <= TVAD_STREAM_BYTES) ? 1 : -1];
 
 #if defined(__thumb2__) && defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__) && !TVAD_DSP_EMULATE
 
@@ -87,15 +91,15 @@ typedef struct {
     "strb r2, [r6, r12]\n\t" \
     "add r6, r6, r7, lsl #2\n\t"
 
-/* Stride 1, four outputs: data words in r6 to r10, tap words in r11, r12, lr. Reads kernel_w + 3 columns. */
+/* Stride 1, four outputs: data words in r6 to r10, tap words in r11, r12, lr. Reads kernel_w + 3 columns. Blocks of three
+ * taps load all their data at once (r6 to r11), which leaves the pointer where it is. */
 #define TVAD_BLOCK_3_4 \
-    "ldm r1!, {r11, r12, lr}\n\t" \
-    "ldm r0!, {r6-r10}\n\t" \
-    TVAD_MAC4("r11", "r6", "r7", "r8", "r9") \
-    "ldr r6, [r0], #4\n\t" \
-    TVAD_MAC4("r12", "r7", "r8", "r9", "r10") \
-    "ldr r12, [r1], #4\n\t" \
-    TVAD_MAC4("lr", "r8", "r9", "r10", "r6")
+    "ldm r0, {r6-r11}\n\t" \
+    "ldrd r12, lr, [r1], #8\n\t" \
+    TVAD_MAC4("r12", "r6", "r7", "r8", "r9") \
+    TVAD_MAC4("lr", "r7", "r8", "r9", "r10") \
+    "ldrd r12, lr, [r1], #8\n\t" \
+    TVAD_MAC4("r12", "r8", "r9", "r10", "r11")
 
 #define TVAD_BLOCK_5_4 \
     "ldm r1!, {r11, r12, lr}\n\t" \
@@ -128,12 +132,11 @@ typedef struct {
 /* Stride 1, three outputs: data in r5 to r9, taps in r10, r11, r12, lr. The last load steps over one column more, because
  * the way to the next rows is that of four outputs. */
 #define TVAD_BLOCK_3_3 \
-    "ldm r1!, {r11, r12, lr}\n\t" \
-    "ldm r0!, {r5-r10}\n\t" \
-    TVAD_MAC3("r11", "r5", "r6", "r7") \
-    TVAD_MAC3("r12", "r6", "r7", "r8") \
-    "ldr r12, [r1], #4\n\t" \
-    TVAD_MAC3("lr", "r7", "r8", "r9")
+    "ldm r1!, {r10-r12, lr}\n\t" \
+    "ldm r0, {r5-r9}\n\t" \
+    TVAD_MAC3("r10", "r5", "r6", "r7") \
+    TVAD_MAC3("r11", "r6", "r7", "r8") \
+    TVAD_MAC3("r12", "r7", "r8", "r9")
 
 #define TVAD_BLOCK_5_3 \
     "ldm r1!, {r10-r12, lr}\n\t" \
@@ -162,13 +165,12 @@ typedef struct {
 
 /* Stride 2, three outputs: data in r5 to r10, taps in r11, r12, lr. Reads kernel_w + 4 columns. */
 #define TVAD_BLOCK_3_2 \
-    "ldm r1!, {r11, r12, lr}\n\t" \
-    "ldm r0!, {r5-r10}\n\t" \
-    TVAD_MAC3("r11", "r5", "r7", "r9") \
-    "ldr r5, [r0], #4\n\t" \
-    TVAD_MAC3("r12", "r6", "r8", "r10") \
-    "ldr r12, [r1], #4\n\t" \
-    TVAD_MAC3("lr", "r7", "r9", "r5")
+    "ldm r0, {r5-r11}\n\t" \
+    "ldrd r12, lr, [r1], #8\n\t" \
+    TVAD_MAC3("r12", "r5", "r7", "r9") \
+    TVAD_MAC3("lr", "r6", "r8", "r10") \
+    "ldrd r12, lr, [r1], #8\n\t" \
+    TVAD_MAC3("r12", "r7", "r9", "r11")
 
 #define TVAD_BLOCK_5_2 \
     "ldm r1!, {r11, r12, lr}\n\t" \
@@ -209,13 +211,13 @@ typedef struct {
                          : "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory"); \
     }
 
-TVAD_PASS_FUNCTION(tvad_pass_3_4, "r5", TVAD_BLOCK_3_4, "r12", TVAD_STORES_4, "16")
+TVAD_PASS_FUNCTION(tvad_pass_3_4, "r5", TVAD_BLOCK_3_4, "lr", TVAD_STORES_4, "16")
 TVAD_PASS_FUNCTION(tvad_pass_5_4, "r5", TVAD_BLOCK_5_4, "lr", TVAD_STORES_4, "16")
 TVAD_PASS_FUNCTION(tvad_pass_7_4, "r5", TVAD_BLOCK_7_4, "r12", TVAD_STORES_4, "16")
-TVAD_PASS_FUNCTION(tvad_pass_3_3, "r4", TVAD_BLOCK_3_3, "r12", TVAD_STORES_3, "12")
+TVAD_PASS_FUNCTION(tvad_pass_3_3, "r4", TVAD_BLOCK_3_3, "lr", TVAD_STORES_3, "12")
 TVAD_PASS_FUNCTION(tvad_pass_5_3, "r4", TVAD_BLOCK_5_3, "r12", TVAD_STORES_3, "12")
 TVAD_PASS_FUNCTION(tvad_pass_7_3, "r4", TVAD_BLOCK_7_3, "lr", TVAD_STORES_3, "12")
-TVAD_PASS_FUNCTION(tvad_pass_3_2, "r4", TVAD_BLOCK_3_2, "r12", TVAD_STORES_3, "24")
+TVAD_PASS_FUNCTION(tvad_pass_3_2, "r4", TVAD_BLOCK_3_2, "lr", TVAD_STORES_3, "24")
 TVAD_PASS_FUNCTION(tvad_pass_5_2, "r4", TVAD_BLOCK_5_2, "lr", TVAD_STORES_3, "24")
 TVAD_PASS_FUNCTION(tvad_pass_7_2, "r4", TVAD_BLOCK_7_2, "r12", TVAD_STORES_3, "24")
 
@@ -223,7 +225,7 @@ TVAD_PASS_FUNCTION(tvad_pass_7_2, "r4", TVAD_BLOCK_7_2, "r12", TVAD_STORES_3, "2
 
 static void tvad_pass(tvad_stream *stream, int32_t kernel_w, int32_t outputs, int32_t stride)
 {
-    const int32_t read = kernel_w + ((stride == 2) ? 4 : 3);
+    const int32_t read = TVAD_PASS_READ(kernel_w, stride);
 
     while (stream->data != stream->end) {
         const uint32_t *data = stream->data;

@@ -46,13 +46,20 @@ static inline uint32_t tvad_subtract16(uint32_t a, uint32_t b)
 #endif
 }
 
+/* The squares of both halves of a - b. */
+static inline int32_t tvad_add_square(uint32_t a, uint32_t b, int32_t sum)
+{
+    const uint32_t difference = tvad_subtract16(a, b);
+
+    return tvad_smlad(difference, difference, sum);
+}
+
 static inline int32_t tvad_distance4(const int16_t *query, const int8_t *row, int32_t sum)
 {
     const uint32_t b = tvad_load32(row);
-    const uint32_t even = tvad_subtract16(tvad_load32(query), tvad_sxtb16(b));
-    const uint32_t odd = tvad_subtract16(tvad_load32(query + 2), tvad_sxtb16_ror8(b));
 
-    return tvad_smlad(odd, odd, tvad_smlad(even, even, sum));
+    sum = tvad_add_square(tvad_load32(query), tvad_sxtb16(b), sum);
+    return tvad_add_square(tvad_load32(query + 2), tvad_sxtb16_ror8(b), sum);
 }
 
 static inline int32_t tvad_distance8(const int16_t *query, const int8_t *row, int32_t sum)
@@ -76,6 +83,7 @@ static inline int32_t tvad_distance8(const int16_t *query, const int8_t *row, in
 
 #endif
 
+/* `count` values, of a query that tvad_slot was told to be as long, or of whole groups of a longer one. */
 static inline int32_t tvad_distance(const int16_t *query, const int8_t *row, uint32_t count, int32_t sum)
 {
     for (; count >= 8u; count -= 8u) {
@@ -83,7 +91,14 @@ static inline int32_t tvad_distance(const int16_t *query, const int8_t *row, uin
         query += 8;
         row += 8;
     }
-#if !TVAD_MVE
+#if TVAD_MVE
+    if (count != 0) {
+        const mve_pred16_t some = vctp16q(count);
+        const int16x8_t difference = vsubq_x_s16(vldrhq_z_s16(query, some), vldrbq_z_s16(row, some), some);
+
+        return vmladavaq_p_s16(sum, difference, difference, some);
+    }
+#else
     if (count >= 4u) {
         sum = tvad_distance4(query, row, sum);
         count -= 4u;

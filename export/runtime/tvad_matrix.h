@@ -5,6 +5,8 @@
 #include "tvad_arithmetic.h"
 #include "tvad_kernels.h"
 
+#define TVAD_INLINE static inline __attribute__((always_inline)) /* the inner loops, at -Os too */
+
 #define TVAD_MATRIX_PIXELS 4        /* whose sums are made together */
 #define TVAD_MATRIX_BYTES 3072      /* of pixels that are widened at a time, where that is four or more */
 #define TVAD_MATRIX_LONGEST 1024    /* values of a pixel; longer ones are taken one pixel at a time, without scratch */

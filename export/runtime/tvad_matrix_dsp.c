@@ -1,14 +1,13 @@
 /* The matrix product with SMLAD: four pixels times two output channels at a time.
  *
- * The four pixels are widened to int16 once and serve all channels. A word of weights holds two taps of two channels, so that
- * two SXTB16 make both operands; eight sums, two words of each side and two pointers are all of the core's registers:
- * 13 instructions for 16 multiply-accumulates. Widening once and interleaving channels are ideas of CMSIS-NN and TinyEngine.
+ * Some pixels are widened to int16 and serve all channels; a pair of channels then goes over all of them, so that its weights
+ * are read from flash once. A word of weights holds two taps of two channels: two SXTB16 make both operands. Eight sums, two
+ * words of each side and two pointers are all of the core's registers; 13 instructions make 16 multiply-accumulates.
+ * Widening once and pairing channels are ideas of CMSIS-NN and TinyEngine.
  */
 #include "tvad_matrix.h"
 
 #if TVAD_DSP && !TVAD_MVE
-
-#define TVAD_INLINE static inline __attribute__((always_inline))
 
 /* A pair of channels and what lies widened: for every four pixels, words of two taps of pixel 0, 1, 2, 3, then the next two
  * taps. It is kept in memory: all registers hold sums. */
@@ -88,7 +87,13 @@ TVAD_INLINE void short_sums(channel_pair *pair, int32_t a[4], int32_t b[4])
     }
 }
 
-#if TVAD_DSP_EMULATE || !defined(__OPTIMIZE__)
+/* The faster form needs all registers: not with a frame pointer, as without optimisation. Set this to 1 where it does not
+ * compile (-fno-omit-frame-pointer, -pg): slower, the same bits. */
+#ifndef TVAD_SUMS_IN_C
+#define TVAD_SUMS_IN_C 0
+#endif
+
+#if TVAD_DSP_EMULATE || TVAD_SUMS_IN_C || !defined(__OPTIMIZE__)
 
 #define fast_sums short_sums
 
@@ -125,9 +130,9 @@ TVAD_INLINE void short_sums(channel_pair *pair, int32_t a[4], int32_t b[4])
     "smlad %[a0], %[p], %[u], %[a0]\n\t" \
     "smlad %[b0], %[p], %[v], %[b0]\n\t"
 
-/* The same in 13 instructions for 16 multiply-accumulates. One block, because all 14 registers are in use: GCC would spill.
- * After the first four taps come 4, then 8 if the rest asks for it (bits 0 and 1 of their number in fours, as flags N and C,
- * which the sums leave alone), then 16 a round. */
+/* The same in one block, because all 14 registers are in use: GCC would spill. After the first four taps come 4, then 8 if
+ * the rest asks for it (bits 0 and 1 of their number in fours, as flags N and C, which the sums leave alone), then 16 a
+ * round. */
 TVAD_INLINE void fast_sums(channel_pair *pair, int32_t a[4], int32_t b[4])
 {
     const uint32_t *x = pair->words;
@@ -164,7 +169,8 @@ TVAD_INLINE void fast_sums(channel_pair *pair, int32_t a[4], int32_t b[4])
 #endif
 
 /* One channel of four pixels with the short rescaling. */
-TVAD_INLINE void store_four(const int32_t sum[4], int32_t doubled, int32_t right, int32_t zero, int32_t channels, int8_t *out)
+TVAD_INLINE void store_four(const int32_t sum[4], int32_t doubled, int32_t right, int32_t zero, int32_t channels,
+                            int8_t *out)
 {
     out[0] = (int8_t)tvad_rescale(sum[0], doubled, right, zero);
     out[channels] = (int8_t)tvad_rescale(sum[1], doubled, right, zero);
@@ -218,8 +224,8 @@ static __attribute__((noinline)) void any_pair(const tvad_layer *layer, channel_
 }
 
 /* All channels of `count` pixels that lie widened, a multiple of 4 or less than 4. */
-static __attribute__((noinline)) void all_pairs(const tvad_layer *layer, const uint32_t *words, int32_t groups, int32_t count,
-                                                int8_t *out)
+static __attribute__((noinline)) void all_pairs(const tvad_layer *layer, const uint32_t *words, int32_t groups,
+                                                int32_t count, int8_t *out)
 {
     const int32_t *bias = layer->bias, *multiplier = layer->multiplier;
     const int32_t size = count * layer->out_c;

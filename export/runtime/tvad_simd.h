@@ -1,8 +1,9 @@
-/* Which instruction set: TVAD_MVE (Helium), TVAD_DSP (SMLAD and its kin), or neither, from what the compiler says of the core.
+/* Which instruction set: TVAD_MVE (Helium), TVAD_DSP (SMLAD and its kin), or neither, from what the compiler says of the
+ * core.
  *
- * With -DTVAD_DSP_EMULATE=1 the DSP paths are compiled for any machine, their instructions written out in C: that is how the
- * tests compare them on a PC. The instructions are volatile: GCC otherwise moves all loads of a loop to its front and spills
- * them, which costs more than a third of the instructions.
+ * With -DTVAD_DSP_EMULATE=1 the DSP paths are compiled for any machine, their instructions written out in C: that is how
+ * the tests compare them on a PC. The instructions are volatile: GCC otherwise moves all loads of a loop to its front and
+ * spills them, which costs more than a third of the instructions.
  */
 #ifndef TVAD_SIMD_H
 #define TVAD_SIMD_H
@@ -60,12 +61,8 @@ static inline uint32_t tvad_pair(int32_t low, int32_t high)
 
 static inline int32_t tvad_smlad(uint32_t a, uint32_t b, int32_t sum)
 {
-    return (int32_t)((uint32_t)sum + (uint32_t)(tvad_low16(a) * tvad_low16(b)) + (uint32_t)(tvad_high16(a) * tvad_high16(b)));
-}
-
-static inline int32_t tvad_smlad_from(uint32_t a, uint32_t b, int32_t sum)
-{
-    return tvad_smlad(a, b, sum);
+    const uint32_t low = (uint32_t)(tvad_low16(a) * tvad_low16(b)), high = (uint32_t)(tvad_high16(a) * tvad_high16(b));
+    return (int32_t)((uint32_t)sum + low + high);
 }
 
 static inline int32_t tvad_smlabb(uint32_t a, uint32_t b, int32_t sum)
@@ -117,13 +114,7 @@ static inline int32_t tvad_ssat8(int32_t x)
     return x < -128 ? -128 : x > 127 ? 127 : x;
 }
 
-/* Two words from an address that is a multiple of 4. */
-static inline void tvad_load_pair(const void *p, uint32_t *a, uint32_t *b)
-{
-    *a = tvad_load32(p);
-    *b = tvad_load32((const uint8_t *)p + 4);
-}
-
+/* Two words to an address that is a multiple of 4. */
 static inline void tvad_store_pair(void *p, uint32_t a, uint32_t b)
 {
     tvad_store32(p, a);
@@ -136,14 +127,6 @@ static inline int32_t tvad_smlad(uint32_t a, uint32_t b, int32_t sum)
 {
     __asm__ volatile("smlad %0, %1, %2, %0" : "+r"(sum) : "r"(a), "r"(b));
     return sum;
-}
-
-/* The same where `sum` is needed again: another register takes the result. */
-static inline int32_t tvad_smlad_from(uint32_t a, uint32_t b, int32_t sum)
-{
-    int32_t y;
-    __asm__ volatile("smlad %0, %1, %2, %3" : "=r"(y) : "r"(a), "r"(b), "r"(sum));
-    return y;
 }
 
 static inline int32_t tvad_smlabb(uint32_t a, uint32_t b, int32_t sum)
@@ -208,14 +191,6 @@ static inline int32_t tvad_ssat8(int32_t x)
 }
 
 typedef uint64_t tvad_two_words __attribute__((may_alias));
-
-static inline void tvad_load_pair(const void *p, uint32_t *a, uint32_t *b)
-{
-    uint32_t x, y;
-    __asm__ volatile("ldrd %0, %1, %2" : "=&r"(x), "=r"(y) : "m"(*(const tvad_two_words *)p));
-    *a = x;
-    *b = y;
-}
 
 static inline void tvad_store_pair(void *p, uint32_t a, uint32_t b)
 {

@@ -94,9 +94,9 @@ class PatchCoreLiteScorer:
         return grid[0] * grid[1] * (self.quantizer.codebooks.size + self.codes.size)
 
     def scratch_bytes(self) -> int:
-        """Scratch of the runtime: one cell's int16 vector, its table of M * V uint32, and what M subspaces add at least."""
-        subspaces, centroids, _ = self.quantizer.codebooks.shape
-        return align(2 * len(self.quantizer.indices)) + align(4 * subspaces * centroids) + align(4 * subspaces)
+        """Scratch of the runtime: int16 values of one subspace, tables of M * V uint32, what M subspaces add at least."""
+        subspaces, centroids, width = self.quantizer.codebooks.shape
+        return align(2 * align(width, 4)) + align(4 * subspaces * centroids) + align(4 * (subspaces + 1))
 
     def sections(self) -> dict[str, np.ndarray]:
         """Bank sections, in file order."""

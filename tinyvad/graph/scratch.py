@@ -5,6 +5,7 @@ Flows in: an int8 Graph and a node. Flows out: bytes that are enough for every i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from tinyvad.graph.ir import Graph, Node
@@ -47,8 +48,40 @@ def _conv2d(graph: Graph, node: Node) -> int:
     return _up_to_16(length) if length > 680 else _up_to_16(four * max(1, 1536 // four)) + _matrix(length)
 
 
+def _depthwise(graph: Graph, node: Node) -> int:
+    """Planes of row pairs of up to four channels and their taps, if that fits in 8 KiB, but at least what plain C needs.
+
+    Planes hold the whole map, or else a ring of the row pairs under the kernel (``runtime/tvad_depthwise.c``).
+    """
+    _, kernel_h, kernel_w, channels = graph.tensors[node.inputs[1]].shape
+    in_h = graph.tensors[node.inputs[0]].shape[1]
+    _, out_h, out_w, _ = graph.tensors[node.output].shape
+    stride_h, stride_w = node.attributes["stride"]
+    top, _, left, _ = node.attributes["pads"]
+    dilation = node.attributes.get("dilation", (1, 1))[0]
+    ring = ((kernel_h - 1) * dilation + 1) * ((max(out_w, 4) - 1) * stride_w + (kernel_w - 1) * dilation + 1)
+    plain = kernel_h * (8 + 4 * kernel_w) + -(-ring // 4) * 4
+    covered = top < kernel_h and left < kernel_w and (out_h - 1) * stride_h < in_h + top
+    if kernel_w not in (3, 5, 7) or stride_w > 2 or dilation != 1 or out_w < 3 or not covered:
+        return int(plain)
+    phases = 1 + stride_h % 2
+    pairs, in_map = (kernel_h + phases) // 2, (top + in_h - 1) // 2 - top // 2 + 1
+    columns = max((out_w - 1) * stride_w, 3) + kernel_w
+    for at_once in (min(4, channels), 1):
+        for slots, blocks in ((in_map, pairs), (min(pairs, in_map), 2 * pairs - 1)):
+            nbytes = at_once * (72 + 4 * phases * blocks * (kernel_w + 1) + 4 * slots * columns)
+            if nbytes <= 8192:
+                return int(max(nbytes, plain))
+    return int(plain)
+
+
+def _add(graph: Graph, node: Node) -> int:
+    """Two tables of 256 int32 where there are enough elements."""
+    return 2048 if math.prod(graph.tensors[node.output].shape) >= 256 else 0
+
+
 def _up_to_16(nbytes: int) -> int:
     return -(-nbytes // 16) * 16
 
 
-_FORMULAS: dict[str, Callable[[Graph, Node], int]] = {"conv2d": _conv2d}
+_FORMULAS: dict[str, Callable[[Graph, Node], int]] = {"conv2d": _conv2d, "depthwise_conv2d": _depthwise, "add": _add}
