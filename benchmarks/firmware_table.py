@@ -3,7 +3,7 @@
     python benchmarks/firmware_table.py --data DIR --category bottle --category toothbrush --out benchmarks/results
 
 Builds each category for each target, links its firmware within the target's regions, and runs it under QEMU with the
-target's memory fenced, on test images, half good, half defective. A row: tapped values and scores that differ from the exact
+target's memory fenced, on test images, half of them defective. A row: tapped values and scores that differ from the exact
 engine; RAM of the plan (arena, frame, stack and static data of the runtime) against the ELF's sections and the measured
 stack; flash of the plan against the ELF's sections; instructions of one image. Reserves for an application are left out of
 both sides. Needs the firmware tools (`make firmware-tools`).

@@ -273,6 +273,29 @@ def table(core: str, found: list[Measured]) -> list[str]:
     return lines
 
 
+def overview(net: str, size: int, found: dict[str, list[Measured]]) -> list[str]:
+    """Markdown for people: instructions a MAC of every kind, a column a core."""
+    cores = " ".join(f"--core {core}" for core in found)
+    lines = [
+        f"# Instructions a multiply-accumulate, MCUNet {net} trunk at {size} px", "",
+        f"    python benchmarks/kernel_instructions.py {cores} --sums --out benchmarks/results/kernels.md", "",
+        "Counted in QEMU, -O3, whole maps; an add counts by output value. All cores made the same outputs. Instructions",
+        "are no cycles: Helium's take two or more each on silicon.", "",
+        "| kernel | MMAC | " + " | ".join(found) + " | scratch, bytes at most |", "|---|---:|" + "---:|" * (len(found) + 1),
+    ]  # fmt: skip
+    first = next(iter(found.values()))
+    for kind in sorted({m.kind for m in first}):
+        rows = [[m for m in members if m.kind == kind] for members in found.values()]
+        figures = [f"{sum(m.instructions for m in row) / sum(m.macs for m in row):.2f}" for row in rows]
+        most = max(m.scratch for row in rows for m in row)
+        lines.append(f"| {kind} | {sum(m.macs for m in rows[0]) / 1e6:.3f} | {' | '.join(figures)} | {most} |")
+    for name, last in (("to block 9", 9), ("whole trunk", 99)):
+        rows = [[m for m in members if block_of(m) <= last] for members in found.values()]
+        macs = sum(m.macs for m in rows[0] if m.layer.op != "ADD")
+        lines.append(f"| **{name}** | {macs / 1e6:.3f} | {' | '.join(f'**{a_mac(row):.3f}**' for row in rows)} | |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--net", default="in3")
@@ -286,9 +309,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     layers = [layer for layer in trunk(options.net, options.size) if layer.op in (options.op or KERNELS)]
-    text, sums = [], {}
+    text, sums, results = [], {}, {}
     for core in options.core or ["cortex-m7"]:
         found = measure(core, layers, options.rows, options.optimise)
+        results[core] = found
         sums[core] = [m.checksum for m in found]
         if options.layers:
             text += [f"{core} {m.layer.name} {m.kind}: {m.instructions / m.macs:.3f}" for m in found]
@@ -300,7 +324,7 @@ def main() -> None:
         if options.sums and different:
             raise SystemExit(f"{core} and {first} differ in {', '.join(different)}")
     if options.out:
-        write_text(options.out, "\n".join(text))
+        write_text(options.out, "\n".join(overview(options.net, options.size, results)) + "\n")
 
 
 if __name__ == "__main__":

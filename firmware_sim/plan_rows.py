@@ -170,7 +170,8 @@ def _shrinks_in_place(graph: Graph, node: Node) -> bool:
     if node.op != "depthwise_conv2d" or node.inputs[0] in graph.constants:
         return False
     x, y = graph.tensors[node.inputs[0]].shape, graph.tensors[node.output].shape
-    return y[1] <= x[1] and y[2] <= x[2]
+    kernel_h, dilation_h = graph.tensors[node.inputs[1]].shape[1], node.attributes.get("dilation", (1, 1))[0]
+    return y[1] <= x[1] and y[2] <= x[2] and node.attributes["pads"][0] <= (kernel_h - 1) * dilation_h
 
 
 def _operand(graph: Graph, node: Node, name: str) -> Operand:

@@ -1,8 +1,8 @@
 /* The bank and scorer half of the runtime on an emulated Cortex-M: cases linked in, a line each out by semihosting.
  *
  * cases.bin, at a multiple of 4096: a record of eight uint32 a case (number; offset and bytes of its bank; offset of its
- * tapped maps, all of them one after the other; zeros), ended by one of number 0xFFFFFFFF. A line: number, status of tvad_open,
- * status of the self-test, score, CRC-32 of the map, ticks of SysTick in tvad_score. The last line is "end".
+ * tapped maps, all of them one after the other; zeros), ended by one of number 0xFFFFFFFF. A line: number, status of
+ * tvad_open, status of the self-test, score, CRC-32 of the map, ticks of SysTick in tvad_score. The last line is "end".
  */
 #include <stdint.h>
 

@@ -94,14 +94,14 @@ def memory(rng: np.random.Generator, rows: int, depth: int) -> PatchCoreScorer:
 
 
 def bank_of(
-    rng: np.random.Generator, embedding: Embedding, scorer: Scorer, golden: int = 2, align: int = 16, table: Any = None
+    rng: np.random.Generator, embedding: Embedding, scorer: Scorer, golden: int = 2, align: int = 16
 ) -> Small:
     """The bank of an embedding and a scorer, as a build writes it."""
     grid = embedding.grid
     test = rng.integers(-127, 128, (golden, embedding.depth)).astype(np.int8)
     places = rng.integers(0, grid[0] * grid[1], golden)
     gold = [[0, place, _score_at(scorer, grid, vector, place)] for vector, place in zip(test, places)]
-    sections = {
+    sections: dict[str, np.ndarray] = {
         "LUT ": rng.integers(-128, 128, (3, 256)).astype(np.int8),
         **embedding.sections(),
         "THRS": np.array([rng.integers(0, 1 << 20)], np.uint32),

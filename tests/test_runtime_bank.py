@@ -17,10 +17,20 @@ from c_scorer import DSP, SOURCES, STATUS, OpenBank
 from forgeries import of_entries, of_grids, of_header, of_sections, seal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_banks import Small, bank_of, every_kind, memory, python_accepts, quantised, scores_of, small_embedding, triangular
+from small_banks import (
+    Small,
+    bank_of,
+    every_kind,
+    memory,
+    python_accepts,
+    quantised,
+    scores_of,
+    small_embedding,
+    triangular,
+)
 
 from tinyvad.bank import read_bank, write_bank
-from tinyvad.detectors import check_bank
+from tinyvad.detectors import Scorer, check_bank
 from tinyvad.errors import InputError
 
 HERE = Path(__file__).resolve().parent
@@ -64,7 +74,8 @@ def test_crc_is_zlibs() -> None:
     rng = np.random.default_rng(0)
     for data in (b"", CHECK, b"\0", bytes(100), rng.bytes(1000)):
         for cut in (0, len(data) // 3, len(data)):
-            assert lib.tvad_crc32(lib.tvad_crc32(0, data[:cut], cut), data[cut:], len(data) - cut) & 0xFFFFFFFF == zlib.crc32(data)
+            crc = lib.tvad_crc32(lib.tvad_crc32(0, data[:cut], cut), data[cut:], len(data) - cut)
+            assert crc & 0xFFFFFFFF == zlib.crc32(data)
 
 
 @pytest.mark.parametrize("name", KIND_NAMES)
@@ -159,9 +170,10 @@ def test_codes_beyond_the_codebook_and_doubled_channels_are_refused() -> None:
     rng = np.random.default_rng(0)
     for rows, bits, subspaces in ((20, 8, 6), (9, 4, 6), (9, 4, 4)):
         small = bank_of(rng, small_embedding(rng, (2, 2), (5, 4, 3)), quantised(rng, rows, 12, subspaces, bits))
-        for tag, change in (("CODE", lambda a: np.full_like(a, rows * 17 if bits == 4 else rows)),
-                            ("INDX", lambda a: np.roll(a, 1) * 0 + a[0])):  # fmt: skip
-            data = write_bank(small.header, {**small.sections, tag: change(small.sections[tag])}, ())
+        codes, indices = small.sections["CODE"], small.sections["INDX"]
+        beyond = np.full_like(codes, rows * 17 if bits == 4 else rows)
+        for other in ({"CODE": beyond}, {"INDX": np.full_like(indices, indices[0])}):
+            data = write_bank(small.header, {**small.sections, **other}, ())
             assert OpenBank(data).status == "FIELD" and not python_accepts(data)
 
 
@@ -200,8 +212,8 @@ def wide(depth: int) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
 
 @pytest.mark.parametrize(
     ("what", "most", "grid"),
-    [("values of a PaDiM cell", 512, (1, 1)), ("values of a distance", 33025, (1, 1)), ("values of a vector", 65535, (1, 1)),
-     ("grid cells by values", 65059, (1, 33000))],
+    [("values of a PaDiM cell", 512, (1, 1)), ("values of a distance", 33025, (1, 1)),
+     ("values of a vector", 65535, (1, 1)), ("grid cells by values", 65059, (1, 33000))],
 )  # fmt: skip
 def test_the_largest_that_fits_its_width(what: str, most: int, grid: tuple[int, int]) -> None:
     """At the limit both open it, one beyond both refuse. The last: a grid row of vectors passes 2 GiB."""
@@ -209,6 +221,7 @@ def test_the_largest_that_fits_its_width(what: str, most: int, grid: tuple[int, 
     for size, opens in ((most, True), (most + 1, False)):
         channels, sizes = wide(size if size <= 65535 else 65535)
         e = small_embedding(rng, grid, channels, sizes, pool=1)
+        scorer: Scorer
         if what == "values of a distance":
             scorer = memory(rng, 1, size)
         elif what == "values of a PaDiM cell":

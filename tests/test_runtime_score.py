@@ -6,7 +6,9 @@ import ctypes
 import functools
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,7 +119,7 @@ def scene() -> tuple[Embedding, list[list[np.ndarray]]]:
     return Embedding(taps, (11, 11)), images
 
 
-METHODS = {
+METHODS: dict[str, Callable[[], Any]] = {
     "padim-lite": lambda: Padim(diagonal=True),
     "padim": lambda: Padim(bits=8),
     "padim, 40 channels": lambda: Padim(bits=8, channels=40),
@@ -233,7 +235,8 @@ def test_scratch_is_planned_to_the_byte_and_less_is_refused() -> None:
         rows, scorer = check_bank(read_bank(small.data))
         bank = ctypes.byref(b.bank)
         need = b.lib.tvad_score_bytes(bank)
-        assert need == score_bytes(rows, small.embedding.grid, scorer) == score_bytes(rows, small.embedding.grid, small.scorer)
+        grid = small.embedding.grid
+        assert need == score_bytes(rows, grid, scorer) == score_bytes(rows, grid, small.scorer)
         assert b.lib.tvad_score_parts_scratch(bank) == scorer.scratch_bytes()
         for i, tap in enumerate(small.embedding.taps):
             assert b.lib.tvad_embed_scratch(bank, i) == small.embedding.scratch_bytes(tap)
@@ -273,8 +276,9 @@ def test_it_compiles_for_every_core_without_warnings_heap_or_floats(core: str, t
     if gcc is None:
         pytest.skip("needs arm-none-eabi-gcc (Debian: gcc-arm-none-eabi)")
     sources = [str(RUNTIME / f"{name}.c") for name in SOURCES]
-    flags = [f"-mcpu={core}", "-mthumb", f"-mfloat-abi={'hard' if core == 'cortex-m55' else 'soft'}", "-O2", "-fstack-usage"]
-    done = subprocess.run([gcc, *flags, *WARNINGS, "-c", *sources], cwd=tmp_path, capture_output=True, text=True, check=False)
+    flags = [f"-mcpu={core}", "-mthumb", f"-mfloat-abi={'hard' if core == 'cortex-m55' else 'soft'}", "-O2"]
+    command = [gcc, *flags, *WARNINGS, "-fstack-usage", "-c", *sources]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     uses = [line.split("\t") for path in tmp_path.glob("*.su") for line in path.read_text().splitlines()]
     assert len(uses) > 20 and {use[2] for use in uses} == {"static"}  # no VLA, no alloca

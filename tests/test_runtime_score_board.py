@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,10 @@ SECTIONS
     stack_top = ORIGIN(RAM) + LENGTH(RAM);
 }
 """
-# Instructions of tvad_score on a Cortex-M7, at most: a fifth above what was counted when this was written
+# Instructions of tvad_score on a Cortex-M7, at most: a fifth above what was counted when this was written (GCC 12, -O2)
 FITTED = {
-    "padim-lite": 10**9, "padim, 40 channels": 10**9, "padim-compact": 10**9, "patchcore": 10**9, "patchcore-lite 8 bits": 0,
-    "patchcore-lite 4 bits": 10**9,
+    "padim-lite": 1_310_000, "padim, 40 channels": 1_830_000, "padim-compact": 2_170_000, "patchcore": 2_260_000,
+    "patchcore-lite 8 bits": 17_200_000, "patchcore-lite 4 bits": 5_030_000,
 }  # fmt: skip
 
 
@@ -55,7 +56,8 @@ def cases(rng: np.random.Generator) -> list[tuple[Small, list[np.ndarray]]]:
         small.append(bank_of(rng, e, quantised(rng, 40, width * subspaces, subspaces, bits)))
         small.append(bank_of(rng, e, memory(rng, 30, width * subspaces)))
     image = scene()[1][55]
-    return [(fitted(method), image) for method in FITTED] + [(s, s.maps(rng, extreme=i % 3 == 0)) for i, s in enumerate(small)]
+    known = [(fitted(method), image) for method in FITTED]
+    return known + [(s, s.maps(rng, extreme=i % 3 == 0)) for i, s in enumerate(small)]
 
 
 def write_cases(chosen: list[tuple[Small, list[np.ndarray]]], path: Path) -> None:
@@ -72,7 +74,7 @@ def write_cases(chosen: list[tuple[Small, list[np.ndarray]]], path: Path) -> Non
 
 
 @pytest.mark.parametrize("core", BOARDS)
-def test_scores_on_the_core_are_pythons(core: str, tmp_path: Path, record_property: pytest.RecordProperty) -> None:
+def test_scores_on_the_core_are_pythons(core: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     missing = [tool for tool in ("arm-none-eabi-gcc", "qemu-system-arm") if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"no {' and no '.join(missing)} on this machine (Debian: gcc-arm-none-eabi, qemu-system-arm)")
@@ -102,6 +104,5 @@ def test_scores_on_the_core_are_pythons(core: str, tmp_path: Path, record_proper
         assert line[:5] == [i, 0, 0, int(scores.max()), crc], f"case {i}, {small.header.kind}"
     for method, line in zip(FITTED, found):
         record_property(method, line[5] * per_tick)
-        print(core, method, round(line[5] * per_tick))
         if core == "cortex-m7":
-            assert line[5] * per_tick <= (FITTED[method] or 1e9), method
+            assert line[5] * per_tick <= FITTED[method], method

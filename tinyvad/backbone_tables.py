@@ -74,7 +74,7 @@ def _row(info: BackboneInfo) -> dict[str, Any]:
         "cut_parameters": graph.parameters(),
         "cut_mmacs": round(graph.macs() / 1e6, 3),
         "arena_bytes": align(plan.arena.head_bytes) + plan.arena.tail_bytes(POINTER_BYTES),
-        "flash_bytes": plan.model_bytes,
+        "flash_bytes": plan.file.size,
         "quality": None if card is None else card.quality,
         "parameters": info.parameters,
         "mmacs": info.mmacs,

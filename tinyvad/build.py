@@ -288,7 +288,7 @@ class _Build:
             fitted = {name: self.best_f1(folder, name, one) for name, one in fitted.items()}
             self.write_banks(folder, files, fitted)
         exact = fitted["int8"]
-        memory = scorer_memory(exact.embedding, exact.scorer)
+        memory = scorer_memory([(*tap.size, tap.channels) for tap in exact.embedding.taps], self.plan.grid, exact.scorer)
         schedule, budget = self.schedule(memory), None
         bank = (folder / BANKS["int8"]).read_bytes()
         if self.target is not None:

@@ -14,7 +14,6 @@ from typing import Any
 
 from tinyvad.backbones.source import warnings_about
 from tinyvad.detectors import Scorer, check_bank, score_bytes
-from tinyvad.embedding import tap_scratch_bytes
 from tinyvad.errors import InputError
 from tinyvad.firmware_sim import latency, runtimes
 from tinyvad.firmware_sim.budget import parse_frame
@@ -29,7 +28,7 @@ from tinyvad.project import Project
 from tinyvad.report import profile as formats
 from tinyvad.report.growth import compare_all
 from tinyvad.report.junit import to_junit
-from tinyvad.sizing import Network, ScorerMemory, arena_limit, plan_memory
+from tinyvad.sizing import Network, arena_limit, plan_memory, scorer_memory
 
 ALL = "all"
 RUNTIMES = (*runtimes.RUNTIMES, "both")
@@ -175,11 +174,10 @@ def _schedule(loaded: Loaded, target: Target, frame: str | None) -> Schedule:
     """The plan that a build for the target gets; targets with as much room for an arena share it."""
     key = frame, arena_limit(target, frame)
     if key not in loaded.schedules:
-        sizes = [(int(row[0]), int(row[1]), int(row[6])) for row in loaded.tap_rows]  # h, w, pool
-        embed = tuple(tap_scratch_bytes((h, w), loaded.grid, pool) for h, w, pool in sizes)
-        memory = ScorerMemory(loaded.grid, embed, loaded.scorer.scratch_bytes())
+        taps = [(int(row[0]), int(row[1]), int(row[2])) for row in loaded.tap_rows]
+        memory = scorer_memory(taps, loaded.grid, loaded.scorer)
         strategy = loaded.manifest["settings"].get("plan", "auto")
-        network = Network(loaded.graph, loaded.file.size, loaded.arena)
+        network = Network(loaded.graph, loaded.file, loaded.arena)
         loaded.schedules[key] = plan_memory(network, memory, Project(frame=frame, plan=strategy), target)
     return loaded.schedules[key]
 

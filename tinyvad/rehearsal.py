@@ -17,7 +17,7 @@ from tinyvad.calibration import quantize_on
 from tinyvad.detectors import Scorer
 from tinyvad.engines import threads
 from tinyvad.engines.int8 import Int8Engine
-from tinyvad.export.tflite import to_tflite
+from tinyvad.firmware_sim.offline_plan import planned_tflite
 from tinyvad.graph.tflite_import import import_tflite
 from tinyvad.images import Dataset, Preprocessing, apply_table, load_images
 from tinyvad.metrics import auroc
@@ -41,7 +41,7 @@ class Rehearsal:
         good = dataset.train_good
         chosen = [good[i] for i in np.linspace(0, len(good) - 1, min(CALIBRATION_IMAGES, len(good))).round().astype(int)]
         calibrated = quantize_on(backbone.graph_at(size), self.preprocessing, (image for _, image in self._load(chosen)))
-        self.engine = Int8Engine(import_tflite(to_tflite(calibrated.graph)), threads())
+        self.engine = Int8Engine(import_tflite(planned_tflite(calibrated.graph)), threads())
         self.table = calibrated.table
         self.tensors = [self.engine.graph.tensors[name] for name in self.engine.graph.outputs]
         self._done, self._total = 0, len(good) + len(dataset.test)

@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 
 from tinyvad.backbones.source import Backbone
-from tinyvad.detectors import Scorer
-from tinyvad.embedding import POOL, Embedding, tap_scratch_bytes
+from tinyvad.detectors import Scorer, score_bytes
+from tinyvad.embedding import POOL, tap_scratch_bytes
 from tinyvad.firmware_sim import budget as budgets
 from tinyvad.firmware_sim import latency, runtimes
 from tinyvad.firmware_sim.memory import Arena, align, arena
@@ -25,7 +25,7 @@ from tinyvad.firmware_sim.targets import RAM_KINDS, Target, spans
 from tinyvad.graph.ir import Graph, Tensor
 from tinyvad.graph.quantize import ChannelStatistics, affine_range, quantize
 from tinyvad.graph.schedule import Schedule
-from tinyvad.graph.tflite_file import read_tflite
+from tinyvad.graph.tflite_file import TfliteFile, read_tflite
 from tinyvad.graph.tflite_import import import_tflite
 from tinyvad.project import Project
 
@@ -39,31 +39,33 @@ class Network:
     """A network as the .tflite that ships (or one of the same shapes).
 
     Attributes:
-        graph: int8, read back from the file. model_bytes: of the file. arena: TFLM's plan of it.
+        graph: int8, read back from the file. file: as TFLM reads it. arena: TFLM's plan with its reference kernels.
     """
 
     graph: Graph
-    model_bytes: int
+    file: TfliteFile
     arena: Arena
 
 
 @dataclass(frozen=True)
 class ScorerMemory:
-    """RAM that scoring needs: the grid of cells, scratch of making each tap's part, scratch of the scorer."""
+    """RAM that scoring needs.
+
+    Attributes:
+        grid: cells. embed: scratch of making each tap's part. scorer: scratch of the scorer.
+        alone: all of ``tvad_score``, for a runtime in which scoring has a place of its own.
+    """
 
     grid: tuple[int, int]
     embed: tuple[int, ...]
     scorer: int
-
-    @property
-    def nbytes(self) -> int:
-        """Scratch and score map, for a runtime in which they have a place of their own."""
-        return align(4 * self.grid[0] * self.grid[1]) + max((*self.embed, self.scorer))
+    alone: int
 
 
 def read_network(model: bytes) -> Network:
     """From the bytes of a .tflite file."""
-    return Network(import_tflite(model), len(model), arena(read_tflite(model)))
+    file = read_tflite(model)
+    return Network(import_tflite(model), file, arena(file))
 
 
 def plan_network(graph: Graph) -> Network:
@@ -75,10 +77,11 @@ def plan_network(graph: Graph) -> Network:
     return read_network(planned_tflite(quantize(graph, blank, affine_range(-1, 1), bias_correction=False)))
 
 
-def scorer_memory(embedding: Embedding, scorer: Scorer) -> ScorerMemory:
-    """Of a fitted detector."""
-    embed = tuple(embedding.scratch_bytes(tap) for tap in embedding.taps)
-    return ScorerMemory(embedding.grid, embed, scorer.scratch_bytes())
+def scorer_memory(taps: Sequence[tuple[int, int, int]], grid: tuple[int, int], scorer: Scorer) -> ScorerMemory:
+    """Of a scorer whose taps are (h, w, C) maps."""
+    embed = tuple(tap_scratch_bytes((h, w), grid, POOL) for h, w, _ in taps)
+    rows = np.array([(*tap, 0, 0, 0, POOL, 0) for tap in taps])  # section TAPS
+    return ScorerMemory(grid, embed, scorer.scratch_bytes(), score_bytes(rows, grid, scorer))
 
 
 def expected_scorer_memory(taps: Sequence[Tensor], grid: int | None) -> ScorerMemory:
@@ -86,7 +89,7 @@ def expected_scorer_memory(taps: Sequence[Tensor], grid: int | None) -> ScorerMe
     maps = sorted((tap.shape[1], tap.shape[2]) for tap in taps)
     cells = (grid, grid) if grid is not None else maps[min(1, len(maps) - 1)]
     embed = tuple(tap_scratch_bytes((tap.shape[1], tap.shape[2]), cells, POOL) for tap in taps)
-    return ScorerMemory(cells, embed, SCORER_BYTES)
+    return ScorerMemory(cells, embed, SCORER_BYTES, SCORER_BYTES + 4 * cells[0] * cells[1])
 
 
 def arena_limit(target: Target, frame: str | None) -> int:
@@ -109,10 +112,12 @@ _NO_MODEL = runtimes.ModelFlash(0, 0, 0)
 
 
 def plan_memory(network: Network, memory: ScorerMemory, project: Project, target: Target | None) -> Schedule:
-    """The memory plan of our runtime: as set, or the fastest that fits the target (without one: by row bands)."""
+    """The memory plan of our runtime: as set, or the fastest that fits the target (without one: in place)."""
     limit = None if target is None else arena_limit(target, project.frame)
     strategy = project.plan
-    if strategy == "auto" and target is None:
+    if strategy == "patch":
+        limit = None  # asked for by name, it is the smallest
+    elif strategy == "auto" and target is None:
         strategy = "inplace-dw"
     return plan_rows(network.graph, memory.grid, strategy, project.frame, memory.scorer, memory.embed, limit)
 
@@ -122,7 +127,8 @@ def needs(
 ) -> runtimes.Needs:
     """RAM and flash of a build; ``schedule`` None: TFLM runs the network."""
     if schedule is None:
-        return runtimes.tflm_needs(network.arena, network.model_bytes, memory.nbytes, bank_bytes, target, frame)
+        planned = runtimes.tflm_arena(network.file, target)
+        return runtimes.tflm_needs(planned, network.file.size, memory.alone, bank_bytes, target, frame)
     model = runtimes.model_flash_bytes(network.graph, schedule, runtimes.packing_of(target))
     return runtimes.tinyvad_needs(schedule, model, bank_bytes, target, frame)
 

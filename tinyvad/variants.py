@@ -11,26 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from tinyvad import fitting
 from tinyvad.backbones.source import Backbone
-from tinyvad.detectors import Scorer, score_bytes
+from tinyvad.detectors import Scorer
 from tinyvad.detectors.nearest import PatchCoreLiteScorer, PatchCoreScorer
 from tinyvad.detectors.product_quantizer import ProductQuantizer
 from tinyvad.detectors.triangular import Projection, TriangularScorer
-from tinyvad.embedding import POOL, tap_scratch_bytes
 from tinyvad.firmware_sim import latency, runtimes
 from tinyvad.firmware_sim.budget import parse_frame
-from tinyvad.firmware_sim.offline_plan import planned_tflite
 from tinyvad.firmware_sim.targets import Target
 from tinyvad.graph.schedule import Schedule
-from tinyvad.graph.tflite_file import TfliteFile, read_tflite
 from tinyvad.project import Project
-from tinyvad.sizing import ScorerMemory, arena_limit, plan_memory, plan_network
+from tinyvad.sizing import ScorerMemory, arena_limit, plan_memory, plan_network, scorer_memory
+from tinyvad.sizing import needs as needs_of
 
 
 @dataclass(frozen=True)
@@ -105,17 +102,14 @@ class Planned:
         depth = sum(channels for *_, channels in shapes)
         scorer = blank_scorer(bank, depth)
         target, frame, time_of = setting.target, setting.frame, None
+        memory = scorer_memory(shapes, bank.grid, scorer)
         if setting.runtime == "tflm":
             strategy = "tflm-greedy"
-            rows = np.array([(*shape, 0, 0, 0, POOL, 0) for shape in shapes])  # section TAPS
-            scratch = score_bytes(rows, bank.grid, scorer)
-            planned = runtimes.tflm_arena(self._file, target)
-            needs = runtimes.tflm_needs(planned, self.network.model_bytes, scratch, bank.bank_bytes, target, frame)
+            needs = needs_of(self.network, memory, None, bank.bank_bytes, target, frame)
             if "cmsis_nn" in target.mac_per_cycle:
                 time_of = latency.estimate(self.network.arena.macs + scorer.macs(bank.grid), target)
         else:
-            embed = tuple(tap_scratch_bytes((h, w), bank.grid, POOL) for h, w, _ in shapes)
-            schedule = self._schedule(ScorerMemory(bank.grid, embed, scorer.scratch_bytes()), target, frame)
+            schedule = self._schedule(memory, target, frame)
             strategy, key = schedule.strategy, (runtimes.packing_of(target), len(schedule.steps))
             if key not in self._flashes:
                 self._flashes[key] = runtimes.model_flash_bytes(self.network.graph, schedule, key[0])
@@ -134,10 +128,6 @@ class Planned:
             budget.problems[0] if budget.problems else "",
         )  # fmt: skip
         return point, bank
-
-    @cached_property
-    def _file(self) -> TfliteFile:
-        return read_tflite(planned_tflite(self.network.graph))
 
     def _schedule(self, memory: ScorerMemory, target: Target, frame: str | None) -> Schedule:
         key = memory, frame, arena_limit(target, frame)

@@ -1,5 +1,6 @@
-/* The fuzz target on files, without a fuzzer: `fuzz_main FILE...` runs each, `fuzz_main -n 100000 -s 1 FILE...` runs so many
- * mutations of them: bytes set, counted up and down, copied, cut; from a seeded generator, so that a finding can be repeated.
+/* The fuzz target on files, without a fuzzer: `fuzz_main FILE...` runs each, `fuzz_main -n 100000 -s 1 FILE...` runs so
+ * many mutations of them: bytes set, counted up and down, copied, cut; from a seeded generator, so that a finding can be
+ * repeated.
  */
 #include <stdint.h>
 #include <stdio.h>

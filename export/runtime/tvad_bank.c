@@ -87,8 +87,8 @@ static tvad_status check_frame(const uint8_t *file, size_t size)
     if (file == NULL || size < HEADER_BYTES) {
         return TVAD_ERROR_SIZE;
     }
-    if (u32(file) != TVAD_TAG('T', 'V', 'B', '1') || u16(file + VERSION_MAJOR) != 1 || u32(file + HEADER_SIZE) != HEADER_BYTES ||
-        u16(file + ENTRY_SIZE) != ENTRY_BYTES) {
+    if (u32(file) != TVAD_TAG('T', 'V', 'B', '1') || u16(file + VERSION_MAJOR) != 1 ||
+        u32(file + HEADER_SIZE) != HEADER_BYTES || u16(file + ENTRY_SIZE) != ENTRY_BYTES) {
         return TVAD_ERROR_MAGIC;
     }
     count = u16(file + SECTION_COUNT);

@@ -1,6 +1,6 @@
 /* What scoring demands of a bank whose bytes are sound: every section that its kind needs, of the right shape, with values
- * for which no sum passes its width. The rules are those of docs/SPEC.md, "What scoring demands"; tinyvad.detectors.check_bank
- * is their home in Python. STEP and META are for tools and are not looked at.
+ * for which no sum passes its width. The rules are those of docs/SPEC.md, "What scoring demands"; their home in Python is
+ * tinyvad.detectors.check_bank. STEP and META are for tools and are not looked at.
  */
 #include "tvad_internal.h"
 
@@ -115,7 +115,8 @@ static tvad_status check_padim(tvad_bank *bank, const int32_t *config)
     int32_t d = config[0], bits = config[1], mode = config[2];
     uint32_t values, pairs, kind, h = bank->grid_h, w = bank->grid_w;
 
-    if (d < 1 || d > MAX_VALUES || (bits != 0 && bits != 4 && bits != 8) || mode < 0 || mode > 2 || config[3] != TABLE_SHIFT) {
+    if (d < 1 || d > MAX_VALUES || (bits != 0 && bits != 4 && bits != 8) || mode < 0 || mode > 2 ||
+        config[3] != TABLE_SHIFT) {
         return TVAD_ERROR_FIELD;
     }
     kind = bits == 0 ? TVAD_KIND_PADM : mode == 2 ? TVAD_KIND_PADC : TVAD_KIND_PADF;

@@ -1,7 +1,7 @@
 /* A tapped map in, its part of every grid cell's vector out: e = clamp(requantise(A_h . (q - zero point) . A_w^T)).
  *
- * The integer matrices A are those of docs/SPEC.md, TAPS (Python: tinyvad/embedding.py); their few weights in reach of a cell
- * are computed here. Both axes apart, four channels at a time: a row of sums over A_h, then over A_w. tvad_open has checked
+ * The integer matrices A are those of docs/SPEC.md, TAPS (Python: tinyvad/embedding.py); their few weights in reach of a
+ * cell are computed here. Both axes apart, four channels at a time: a row of sums over A_h, then over A_w. tvad_open has checked
  * that |q - zero point| <= 255 times a row of A_h and one of A_w stays within int32, hence every partial sum.
  */
 #include "tvad_arithmetic.h"

@@ -9,7 +9,7 @@
 
 static uint32_t map_bytes(const tvad_bank *bank)
 {
-    return TVAD_ALIGN16(4u * bank->grid_h * bank->grid_w);      /* below 2^26: tvad_open bounds the grid by the taps' sums */
+    return TVAD_ALIGN16(4u * bank->grid_h * bank->grid_w);      /* below 2^26: tvad_open bounds the grid, by TAPS */
 }
 
 static uint32_t row_bytes(const tvad_bank *bank, uint32_t tap)

@@ -128,7 +128,7 @@ static void multiply_one(const int8_t *weights, uint32_t depth, uint32_t width, 
     }
 }
 
-/* y = clamp(requantise(e . U + bias)) of both cells; y[cell * values + j]. The last block of columns may overlap another. */
+/* y = clamp(requantise(e . U + bias)) of both cells: y[cell * values + j]. The last block of columns may overlap. */
 static void project(const tvad_bank *bank, const int16_t *vectors, int16_t *y)
 {
     const int8_t *weights = bank->projection.data;

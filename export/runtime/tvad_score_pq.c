@@ -1,7 +1,7 @@
 /* PQPC, PatchCore-Lite's product-quantised memory bank: squared distance to the nearest of K decoded vectors.
  *
- * 1. Tables: T[j][v] = squared distance of the cell's part j to centroid v of subspace j (asymmetric distances, Jegou et al.
- *    2011). Subspaces are orthogonal, so the sum over j of T[j][code j] is the exact distance to the decoded vector.
+ * 1. Tables: T[j][v] = squared distance of the cell's part j to centroid v of subspace j (asymmetric distances, Jegou et
+ *    al. 2011). Subspaces are orthogonal, so the sum over j of T[j][code j] is the exact distance to the decoded vector.
  * 2. Search in stages of four subspaces: after each, the row is left if its sum plus the least that the other subspaces can
  *    add reaches the best one. That changes no minimum: the two-stage search without its approximation. The row that was
  *    nearest to the cell before comes first.
@@ -28,7 +28,8 @@ uint32_t tvad_score_pq_scratch(const tvad_bank *bank)
 {
     const uint32_t subspaces = bank->subspaces, centroids = bank->codebook.dim[1], width = bank->codebook.dim[2];
 
-    return TVAD_ALIGN16(2u * GROUPED(width)) + TVAD_ALIGN16(4u * subspaces * centroids) + TVAD_ALIGN16(4u * (subspaces + 1u));
+    return TVAD_ALIGN16(2u * GROUPED(width)) + TVAD_ALIGN16(4u * subspaces * centroids) +
+           TVAD_ALIGN16(4u * (subspaces + 1u));
 }
 
 /* Distance to one centroid, no byte beyond it read. */
@@ -65,8 +66,8 @@ static uint32_t fill_pairs(const int16_t *part, const int8_t *centroids, uint32_
 }
 
 /* One word of values of `count` centroids, two at a time; `adds` to what the table holds. */
-static inline void fill_word(const int16_t *query, const int8_t *at, uint32_t count, uint32_t width, uint32_t mask, int adds,
-                             uint32_t *table)
+static inline void fill_word(const int16_t *query, const int8_t *at, uint32_t count, uint32_t width, uint32_t mask,
+                             int adds, uint32_t *table)
 {
     const uint32_t even = tvad_load32(query), odd = tvad_load32(query + 2);
     uint32_t v;
@@ -84,8 +85,8 @@ static inline void fill_word(const int16_t *query, const int8_t *at, uint32_t co
     }
 }
 
-/* Centroids of any width, a word of four values after the other. What the last word holds beyond the width is masked out and
- * stands against 0 in the query. It may reach into the next centroid, so the last one or two are left out. Returns how many
+/* Centroids of any width, a word of four values after the other. What the last word holds beyond the width is masked out
+ * and stands against 0 in the query. It may reach into the next centroid, so the last one or two are left out. Returns how many
  * are done. */
 static uint32_t fill_words(const int16_t *part, const int8_t *centroids, uint32_t count, uint32_t width, uint32_t *table)
 {
@@ -141,7 +142,8 @@ static inline uint32_t code(const uint8_t *row, uint32_t j, uint32_t bits)
 }
 
 /* `sum` and what subspaces `j` and after add, or any number from `best` on if it is not below it. */
-static inline uint32_t add_stages(const search *s, const uint8_t *row, uint32_t bits, uint32_t j, uint32_t sum, uint32_t best)
+static inline uint32_t add_stages(const search *s, const uint8_t *row, uint32_t bits, uint32_t j, uint32_t sum,
+                                  uint32_t best)
 {
     const uint32_t *table = s->tables + (size_t)j * s->centroids;
 
@@ -250,7 +252,6 @@ void tvad_score_pq(const tvad_bank *bank, const int8_t *const parts[], uint32_t 
             above += fill_table(part, codebook + (size_t)j * centroids * width, centroids, width, tables + j * centroids);
             rest[j] = above;
         }
-        first.codes = s.codes + (size_t)nearest * s.row_bytes;
         row = s.codes + (size_t)nearest * s.row_bytes;
         if (bank->bits == 8) {
             best = scan_bytes(&s, add_bytes(&s, row, 0, 0, UINT32_MAX), &nearest);
