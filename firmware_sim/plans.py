@@ -6,7 +6,7 @@ Strategies, each with less memory than the one before:
 * ``inplace-dw``: depthwise, add, mul and table lookups write in the place of an operand that dies.
 * ``patch``: parts of the network are made a few rows at a time (``plan_stages``), with the least arena, and among
   plans of that arena the fewest bands.
-* ``auto``: the first of the three that fits a limit; of ``patch`` the plan with the fewest bands that fits.
+* ``auto``: in place where that fits a limit, which costs no time; else the plan of row bands with the fewest that fits.
 
 In all of them a tap is turned into its part of the embedding as soon as its last row is made, and lives on only if another
 layer reads it. TFLM can do none of this: see ``memory`` for its plan.
@@ -50,7 +50,7 @@ def plan(
     Args:
         graph: int8, as read back from the .tflite.
         grid: (grid_h, grid_w) of the score map.
-        strategy: one of ``STRATEGIES``, or ``auto``, which takes the first one that fits ``limit``.
+        strategy: one of ``STRATEGIES``, or ``auto``, which looks at ``limit``.
         frame: 'WIDTHxHEIGHT-FORMAT' of the camera, whose frames have their own memory; None: RGB888 pixels of the
             network's size lie in the arena.
         scorer_scratch: bytes of scratch of the scorer; embed_scratch: of making each tap's part, in the graph's order.
@@ -67,11 +67,10 @@ def plan(
     if strategy not in (*STRATEGIES, AUTO):
         raise InputError(f"unknown memory strategy {strategy!r}: use {', '.join(STRATEGIES)} or {AUTO}")
     if strategy == AUTO:
-        for plain in STRATEGIES[:2]:
-            found = _layer_by_layer(net, scorer, plain)
-            if limit is None or found.arena_bytes <= limit:
-                return found
-        strategy = STRATEGIES[2]
+        found = _layer_by_layer(net, scorer, "inplace-dw")
+        if limit is None or found.arena_bytes <= limit:
+            return found
+        strategy = "patch"
     return _patch(net, scorer, limit) if strategy == "patch" else _layer_by_layer(net, scorer, strategy)
 
 

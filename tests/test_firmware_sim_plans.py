@@ -304,9 +304,9 @@ def test_a_tap_lives_on_only_if_it_is_read() -> None:
             assert schedule.places[part].last_use == len(schedule.steps) - 1
 
 
-def test_auto_takes_the_first_that_fits() -> None:
+def test_auto_works_in_place_if_that_fits() -> None:
     graph = trunk()
-    wanted = {400_000: "layerwise", 300_000: "inplace-dw", 200_000: "patch", 1000: "patch"}
+    wanted = {400_000: "inplace-dw", 300_000: "inplace-dw", 200_000: "patch", 1000: "patch"}
     found = {limit: plan(graph, (11, 11), "auto", CAMERA, limit=limit) for limit in wanted}
     assert {limit: schedule.strategy for limit, schedule in found.items()} == wanted
     assert found[200_000].arena_bytes <= 200_000

@@ -27,6 +27,7 @@ from small_banks import (
     scores_of,
     small_embedding,
     triangular,
+    write_seeds,
 )
 
 from tinyvad.bank import read_bank, write_bank
@@ -272,15 +273,15 @@ def test_kind_and_configuration_must_agree() -> None:
 
 
 @functools.lru_cache
-def driver(flags: tuple[str, ...]) -> Path:
-    """tests/scorer_driver.c with AddressSanitizer and UndefinedBehaviorSanitizer; skips where the compiler has none."""
+def sanitized(mains: tuple[Path, ...], flags: tuple[str, ...] = ()) -> Path:
+    """A program with AddressSanitizer and UndefinedBehaviorSanitizer; skips where the compiler has none."""
     folder = Path(tempfile.mkdtemp(prefix="tvad-driver-"))
     probe = folder / "probe.c"
     probe.write_text("int main(void) { return 0; }\n")
     command = [compiler(), *SANITIZERS, str(probe), "-o", str(folder / "probe")]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("this C compiler has no AddressSanitizer (Debian: apt-get install libasan8 or libclang-rt-14-dev)")
-    sources = [str(HERE / "scorer_driver.c"), *(str(RUNTIME / f"{name}.c") for name in SOURCES)]
+    sources = [*map(str, mains), *(str(RUNTIME / f"{name}.c") for name in SOURCES)]
     command = [compiler(), *WARNINGS, "-D_POSIX_C_SOURCE=200112L", "-g", "-O1", *SANITIZERS, *flags, "-I", str(RUNTIME)]
     done = subprocess.run([*command, *sources, "-o", str(folder / "driver")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -288,9 +289,11 @@ def driver(flags: tuple[str, ...]) -> Path:
 
 
 def run_driver(flags: tuple[str, ...], cases: list[tuple[bytes, bytes]], folder: Path) -> list[list[int]]:
+    """A line of numbers a case, (bank, tapped maps); see tests/scorer_driver.c."""
     path = folder / "cases.bin"
     path.write_bytes(b"".join(struct.pack("<II", len(bank), len(maps)) + bank + maps for bank, maps in cases))
-    done = subprocess.run([str(driver(flags)), str(path)], capture_output=True, text=True, check=False)
+    command = [str(sanitized((HERE / "scorer_driver.c",), flags)), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [[int(number) for number in line.split()] for line in done.stdout.splitlines()]
 
@@ -324,3 +327,14 @@ def test_forged_banks_under_the_sanitizers(flags: tuple[str, ...], tmp_path: Pat
     lines = run_driver(flags, cases, tmp_path)
     assert len(lines) == len(cases)
     assert sum(len(line) > 1 for line in lines) > 500  # that many were scored
+
+
+def test_a_short_fuzz_without_a_fuzzer(tmp_path: Path) -> None:
+    """The fuzz target on its seeds and some mutations of them; `make fuzz` takes ten minutes and a real fuzzer."""
+    fuzz = RUNTIME.parent / "fuzz"
+    program = sanitized((fuzz / "fuzz_bank.c", fuzz / "fuzz_main.c"))
+    write_seeds(tmp_path)
+    command = [str(program), "-n", "3000", *sorted(str(path) for path in tmp_path.iterdir())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "26 files, 3000 mutations, no finding\n"

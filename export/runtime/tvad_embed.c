@@ -1,8 +1,8 @@
 /* A tapped map in, its part of every grid cell's vector out: e = clamp(requantise(A_h . (q - zero point) . A_w^T)).
  *
  * The integer matrices A are those of docs/SPEC.md, TAPS (Python: tinyvad/embedding.py); their few weights in reach of a
- * cell are computed here. Both axes apart, four channels at a time: a row of sums over A_h, then over A_w. tvad_open has checked
- * that |q - zero point| <= 255 times a row of A_h and one of A_w stays within int32, hence every partial sum.
+ * cell are computed here. Both axes apart, four channels at a time: a row of sums over A_h, then over A_w. tvad_open has
+ * checked that |q - zero point| <= 255 times a row of A_h and one of A_w stays within int32, hence every partial sum.
  */
 #include "tvad_arithmetic.h"
 #include "tvad_internal.h"
@@ -110,26 +110,43 @@ static void sum_rows_tail(const int8_t *map, uint32_t width, uint32_t channels, 
     }
 }
 
+/* A tap's sums in units of the embedding. */
+static int8_t rescale(int32_t sum, const int32_t *field, int is_short)
+{
+    const int32_t multiplier = field[TVAD_TAP_MULTIPLIER], shift = field[TVAD_TAP_SHIFT];
+
+    if (is_short) {
+        return (int8_t)tvad_max(tvad_rescale(sum, tvad_doubled(multiplier), -shift, 0), -127);
+    }
+    return (int8_t)tvad_clamp(tvad_requantise(sum, multiplier, shift), -127, 127);
+}
+
 /* `count` channels of one cell: the sums over A_w, rescaled. */
 static void embed_cell(const int32_t *row, const int32_t *sums, const int32_t *field, uint32_t count, int8_t *e)
 {
     const int32_t *weights = row + WEIGHTS, *at = sums + GROUP * (uint32_t)row[0];
-    int32_t s[GROUP] = {0, 0, 0, 0};
+    const int is_short = tvad_is_short(field[TVAD_TAP_MULTIPLIER], field[TVAD_TAP_SHIFT]);
+    int32_t a = 0, b = 0, c = 0, d = 0;
     uint32_t k, reached = (uint32_t)row[1];
 
     for (k = 0; k < reached; k++) {
-        int32_t weight = weights[k];
+        const int32_t weight = weights[k];
 
-        s[0] += weight * at[0];
-        s[1] += weight * at[1];
-        s[2] += weight * at[2];
-        s[3] += weight * at[3];
+        a += weight * at[0];
+        b += weight * at[1];
+        c += weight * at[2];
+        d += weight * at[3];
         at += GROUP;
     }
-    for (k = 0; k < count; k++) {
-        int32_t value = tvad_requantise(s[k], field[TVAD_TAP_MULTIPLIER], field[TVAD_TAP_SHIFT]);
-
-        e[k] = (int8_t)(value < -127 ? -127 : value > 127 ? 127 : value);
+    e[0] = rescale(a, field, is_short);
+    if (count > 1u) {
+        e[1] = rescale(b, field, is_short);
+    }
+    if (count > 2u) {
+        e[2] = rescale(c, field, is_short);
+    }
+    if (count > 3u) {
+        e[3] = rescale(d, field, is_short);
     }
 }
 

@@ -128,6 +128,14 @@ static void multiply_one(const int8_t *weights, uint32_t depth, uint32_t width, 
     }
 }
 
+static int16_t rescale(int32_t sum, int32_t multiplier, int32_t shift)
+{
+    if (tvad_is_short(multiplier, shift)) {
+        return (int16_t)tvad_max(tvad_rescale(sum, tvad_doubled(multiplier), -shift, 0), -127);
+    }
+    return (int16_t)tvad_clamp(tvad_requantise(sum, multiplier, shift), -127, 127);
+}
+
 /* y = clamp(requantise(e . U + bias)) of both cells: y[cell * values + j]. The last block of columns may overlap. */
 static void project(const tvad_bank *bank, const int16_t *vectors, int16_t *y)
 {
@@ -148,9 +156,7 @@ static void project(const tvad_bank *bank, const int16_t *vectors, int16_t *y)
         for (cell = 0; cell < CELLS; cell++) {
             for (k = 0; k < step; k++) {
                 const uint32_t column = first + k;
-                const int32_t value = tvad_requantise(sums[cell][k] + bias[column], multiplier[column], shift[column]);
-
-                y[cell * values + column] = (int16_t)tvad_clamp(value, -127, 127);
+                y[cell * values + column] = rescale(sums[cell][k] + bias[column], multiplier[column], shift[column]);
             }
         }
     }

@@ -86,8 +86,8 @@ static inline void fill_word(const int16_t *query, const int8_t *at, uint32_t co
 }
 
 /* Centroids of any width, a word of four values after the other. What the last word holds beyond the width is masked out
- * and stands against 0 in the query. It may reach into the next centroid, so the last one or two are left out. Returns how many
- * are done. */
+ * and stands against 0 in the query. It may reach into the next centroid, so the last one or two are left out. Returns how
+ * many are done. */
 static uint32_t fill_words(const int16_t *part, const int8_t *centroids, uint32_t count, uint32_t width, uint32_t *table)
 {
     const uint32_t last = (width & 3u) == 0 ? UINT32_MAX : (1u << 8u * (width & 3u)) - 1u;

@@ -5,8 +5,8 @@
  *     r_i = (v_i A[a_i] + 2^15) >> 16, saturated to +-(2^20 - 1)           products below 2^63
  *
  * The rows of q follow each other without gaps. With DSP, t is put into scratch in the order in which words of q unpack,
- * and what a word holds of the next row is masked out. The last row of a cell, behind which the bank may end, is read to its
- * exact end.
+ * and what a word holds of the next row is masked out. The last row of a cell, behind which the bank may end, is read to
+ * its exact end.
  */
 #include "tvad_arithmetic.h"
 #include "tvad_internal.h"
