@@ -11,7 +11,7 @@ DEV    := $(VENV)/.developer
 # Debian packages that compile the firmware and run it; root, or sudo
 FIRMWARE_TOOLS := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
 
-.PHONY: demo test test-slow lint types check bench wheel firmware-tools clean
+.PHONY: demo test test-slow lint types check bench wheel firmware-tools fuzz clean
 
 demo: $(STAMP)
 	$(BIN)/tinyvad demo --out demo-data
@@ -39,12 +39,27 @@ bench: $(DEV)
 	$(BIN)/python benchmarks/bench_search.py --out benchmarks/results/search.md
 	$(BIN)/python benchmarks/methods_table.py --data $(DATA) --backbone $(BACKBONE) --out benchmarks/results
 	$(BIN)/python benchmarks/build_table.py --data $(DATA) --backbone auto --backbone $(BACKBONE) --out benchmarks/results
+	$(BIN)/python benchmarks/kernel_instructions.py --core cortex-m7 --core cortex-m4 --core cortex-m33 --core cortex-m3 \
+	  --core cortex-m0plus --core cortex-m55 --sums --out benchmarks/results/kernels.md
+	$(BIN)/python benchmarks/firmware_table.py --data $(DATA) --category bottle --category toothbrush --category casting \
+	  --also bottle,rp2040 --also bottle,corstone-300 --also bottle,stm32f746,320x240-rgb565 --out benchmarks/results
 	$(BIN)/python benchmarks/backbone_table.py --data $(DATA) --teacher $(BACKBONE) --out benchmarks/results
 
 firmware-tools:
 	@if command -v arm-none-eabi-gcc >/dev/null && command -v qemu-system-arm >/dev/null; then echo "firmware tools: there"; \
 	elif [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q --no-install-recommends $(FIRMWARE_TOOLS); \
 	else sudo apt-get update -q && sudo apt-get install -y -q --no-install-recommends $(FIRMWARE_TOOLS); fi
+
+# libFuzzer on tvad_open and tvad_score; needs clang and its compiler-rt (Debian: clang libclang-rt-14-dev)
+FUZZ_SECONDS ?= 600
+FUZZ_SOURCES := $(addprefix export/runtime/tvad_,bank.c bank_kind.c crc.c embed.c score.c score_core.c score_padim.c \
+                score_pq.c triangle.c)
+fuzz: $(DEV)
+	mkdir -p build/fuzz/corpus
+	$(BIN)/python tests/small_banks.py build/fuzz/seeds
+	clang -std=c99 -D_POSIX_C_SOURCE=200112L -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+	  -Iexport/runtime export/fuzz/fuzz_bank.c $(FUZZ_SOURCES) -o build/fuzz/fuzz_bank
+	build/fuzz/fuzz_bank -max_total_time=$(FUZZ_SECONDS) -max_len=8192 build/fuzz/corpus build/fuzz/seeds
 
 wheel: $(DEV)
 	$(BIN)/python -m build --wheel

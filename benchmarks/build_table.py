@@ -45,8 +45,8 @@ def main() -> None:
     lines = [
         "# Builds as `tinyvad build` makes them",
         "",
-        "Size, grid and d by rule; with `auto` the backbone too. Exact int8 engine; 'engines': whether LiteRT's reference",
-        "kernels and TFLM gave the same integers.",
+        "Size by good images, grid and d by rule; with `auto` the backbone too. Exact int8 engine; 'engines': whether",
+        "LiteRT's reference kernels and TFLM gave the same integers.",
         "",
         "    python benchmarks/build_table.py --data DIR --backbone auto --backbone FILE.onnx --out benchmarks/results",
         "",
@@ -69,26 +69,27 @@ def measure(data: Path, backbone: str, target: str, category: str) -> dict[str, 
 
 def table(title: str, rows: list[dict[str, Any]]) -> list[str]:
     first = rows[0]["report"]
-    size, grid = first["preprocessing"]["height"], first["grid"][0]
-    b, d = first["budget"], first["method"]["settings"].get("dimensions")
     lines = [
         f"## {title}",
         "",
-        f"{first['backbone']['source']}: {size} px, {grid}x{grid} cells, {first['method']['name']} d = {d};",
-        f"RAM {b['ram_used']:,} of {b['ram_available']:,} B, flash {b['flash_used']:,} of {b['flash_available']:,} B.",
+        f"{first['backbone']['source']}; {first['method']['name']}.",
         "",
-        "| category | good | image AUROC | pixel F1Max | AUPRO | false alarm | missed | engines | features s | fit s | s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| category | good | px, grid, d | plan, arena | RAM | flash | ms, estimated | image AUROC | pixel F1Max | AUPRO "
+        "| false alarm | missed | engines | s |",
+        "|" + "---|" * 14,
     ]
     for row in rows:
-        r, m, s = row["report"], row["report"]["metrics"], row["seconds"]
+        r, m = row["report"], row["report"]["metrics"]
+        budget, memory = r["budget"], r["memory"]
         pixel = ["-" if m[key] is None else f"{m[key]:.3f}" for key in ("pixel_F1Max", "pixel_AUPRO")]
         states = {facts["status"] for name, facts in r["verification"]["engines"].items() if name in ("litert", "tflm")}
-        fit = sum(value for stage, value in s.items() if stage.startswith("fit"))
+        size, grid, d = r["preprocessing"]["height"], r["grid"][0], r["method"]["settings"].get("dimensions")
         lines.append(
-            f"| {row['category']} | {r['dataset']['n_train']} | {m['image_AUROC']:.4f} | {pixel[0]} | {pixel[1]} "
+            f"| {row['category']} | {r['dataset']['n_train']} | {size}, {grid}x{grid}, {d} "
+            f"| {memory['strategy']}, {memory['head_bytes']:,} | {budget['ram_used']:,} | {budget['flash_used']:,} "
+            f"| {r['latency']['ms']:.0f} | {m['image_AUROC']:.4f} | {pixel[0]} | {pixel[1]} "
             f"| {m['false_alarms']} of {m['n_normal']} | {m['missed']} of {m['n_anomalous']} | {', '.join(sorted(states))} "
-            f"| {s.get('features', 0):.1f} | {fit:.1f} | {sum(s.values()):.1f} |"
+            f"| {sum(row['seconds'].values()):.1f} |"
         )
     mean = np.mean([row["report"]["metrics"]["image_AUROC"] for row in rows])
     return [*lines, "", f"Mean image AUROC {mean:.4f}.", ""]

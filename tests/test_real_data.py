@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,15 @@ def test_our_own_backbones_keep_up_with_their_teacher(backbones, student, method
     assert real >= backbones["mcunet_in3_imagenet_f32.onnx", "teacher", method][0] - 0.02
     assert real >= backbones["mcunet-in1", "random", method][0] + 0.1
     assert exact >= real - 0.01
+
+
+@pytest.mark.parametrize("category", ["bottle", "toothbrush", "casting"])
+@pytest.mark.parametrize("target", ["stm32f746", "stm32h743", "stm32f412", "nrf52840"])
+def test_firmware_computes_the_same_on_real_images(builds, shared, target, category):
+    if shutil.which("arm-none-eabi-gcc") is None or shutil.which("qemu-system-arm") is None:
+        pytest.skip("needs arm-none-eabi-gcc and qemu-system-arm (make firmware-tools)")
+    folder, _ = builds(target, category, "default")
+    found = tinyvad("verify", folder, "--data", shared / "data" / category, "--images", 20, "--engine", "firmware")
+    facts = found["engines"]["firmware"]
+    assert (found["ok"], found["n_images"], facts["status"]) == (True, 20, "equal")
+    assert sum(facts["differing_values"].values()) == facts["differing_grid_scores"] == 0

@@ -5,9 +5,8 @@
  * right, so that the checks behind them are reached. Bank, maps and scratch lie in blocks of exactly their size, so that
  * AddressSanitizer sees a byte too many.
  *
- *     clang -g -O1 -fsanitize=fuzzer,address,undefined -I../runtime fuzz_bank.c ../runtime/tvad_[bces]*.c ... -o fuzz_bank
- *
- * fuzz_main.c runs the same on files, with any compiler. The Makefile's `fuzz` does both.
+ * `make fuzz` runs it under libFuzzer (Debian: clang, libclang-rt-14-dev); fuzz_main.c runs the same on files and on seeded
+ * mutations of them, with any compiler.
  */
 #include <stdint.h>
 #include <stdlib.h>

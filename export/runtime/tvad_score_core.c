@@ -26,7 +26,7 @@ static TVAD_NOINLINE int32_t add_below(const int16_t *query, const int8_t *row, 
 }
 
 /* Look at `rows` rows from `row` on; returns the smallest distance below `best`, else `best`, and where it was. Most rows
- * end after their first stage, whose part of the query stays in registers. */
+ * end after their first stage. */
 static TVAD_NOINLINE int32_t scan(const int16_t *query, const int8_t *row, uint32_t rows, uint32_t depth, int32_t best,
                                   uint32_t *nearest)
 {
