@@ -118,7 +118,8 @@ def _patch(net: Network, scorer: Scorer, limit: int | None) -> Schedule:
             aim -= found.arena_bytes - limit
     smallest = choose(stages)
     assert smallest is not None  # each layer alone is always possible
-    return _schedule(net, scorer, smallest, "patch")
+    bands, whole = _schedule(net, scorer, smallest, "patch"), _layer_by_layer(net, scorer, "inplace-dw")
+    return whole if whole.arena_bytes <= bands.arena_bytes else bands  # bands gain nothing on small maps
 
 
 def _schedule(net: Network, scorer: Scorer, stages: list[Stage], strategy: str, enough: int = 0) -> Schedule:

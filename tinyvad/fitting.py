@@ -123,8 +123,8 @@ def plan_method(
     if method is None:
         method = "padim-compact" if n_images >= FEWEST_FOR_GAUSSIANS else "patchcore"
     depth = sum(tensor.shape[3] for tensor in tensors)
-    if dimensions is not None and not 1 <= dimensions <= depth:
-        raise InputError(f"--dimensions {dimensions}: the embedding has {depth}; choose 1 to {depth}")
+    if dimensions is not None and not 2 <= dimensions <= depth:
+        raise InputError(f"--dimensions {dimensions}: the embedding has {depth}; choose 2 to {depth}")
     room = (DEFAULT_BANK_BYTES if limit is None else limit) - BANK_OVERHEAD
     smallest = 0
     for cells, choices in _shapes(method, tensors, input_size, grid, dimensions):

@@ -102,8 +102,8 @@ class Project:
             raise InputError(f"on_error {self.on_error!r}: choose stop or skip")
         if self.bank_bytes is not None and self.bank_bytes < 1:
             raise InputError(f"bank bytes {self.bank_bytes}: must be positive")
-        if self.dimensions is not None and self.dimensions < 1:
-            raise InputError(f"dimensions {self.dimensions}: choose 1 or more")
+        if self.dimensions is not None and self.dimensions < 2:
+            raise InputError(f"dimensions {self.dimensions}: choose 2 or more")
         if not 8 <= self.bit_depth <= 16:
             raise InputError(f"bit depth {self.bit_depth}: choose 8 to 16")
         for name, values in (("mean", self.mean), ("std", self.std)):
