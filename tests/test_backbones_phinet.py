@@ -142,7 +142,8 @@ def test_the_preset_for_small_chips_fits_its_word() -> None:
             (size // stride, size // stride, channels) for stride, channels in ((4, 16), (8, 32), (16, 56))
         ]
         assert round(cut.macs() / 1e6) == mmacs
-        assert plan_network(cut).arena.head_bytes == arena <= 180_000
+        head = plan_network(cut).arena.head_bytes  # with the offline plan; `arena` is what TFLM's greedy planner takes
+        assert head <= arena <= 180_000
         reach = jump = 1  # pixels that the last tap sees
         for n in cut.nodes:
             if n.op in ("conv2d", "depthwise_conv2d"):

@@ -106,12 +106,12 @@ def test_tinyvad_items() -> None:
 
 
 def test_tflm_items_add_up(network) -> None:
-    needs = runtimes.tflm_needs(network.arena, network.model_bytes, 300, 5000, load_target("stm32h743"))
+    needs = runtimes.tflm_needs(network.arena, network.file.size, 300, 5000, load_target("stm32h743"))
     first = needs.ram[0]
     assert first.owner == "arena"
     assert sum(part.nbytes for part in first.parts) == first.nbytes
     assert totals(needs.ram)["scorer"] == 300
-    assert totals(needs.flash)["backbone.tflite"] == network.model_bytes
+    assert totals(needs.flash)["backbone.tflite"] == network.file.size
     facts = runtimes.arena_facts(network.arena)
     assert first.nbytes == facts["head_bytes"] + facts["tail_bytes"]
     assert facts["tail_bytes"] == sum(facts["tail"].values())

@@ -144,7 +144,7 @@ def test_wrong_flags_are_named_as_flags(tmp_path: Path) -> None:
         ({"image_size": 1025}, "image size 1025"),
         ({"grid": 0}, "grid 0: choose 1 to 128"),
         ({"grid": 129}, "grid 129"),
-        ({"dimensions": 0}, "dimensions 0: choose 1 or more"),
+        ({"dimensions": 0}, "dimensions 0: choose 2 or more"),
         ({"quantile": 0.4}, "quantile 0.4: choose 0.5 to 1"),
         ({"quantile": 1.1}, "quantile 1.1"),
         ({"quantile": float("nan")}, "quantile nan"),

@@ -34,7 +34,7 @@ from tinyvad.bank import Header, pack_meta, write_bank
 from tinyvad.build_report import BuildFacts, make_cases, make_report
 from tinyvad.calibration import quantize_on
 from tinyvad.choosing import Choice, Chooser
-from tinyvad.detectors import Scorer
+from tinyvad.detectors import METHODS, Scorer
 from tinyvad.embedding import Embedding, on_grid
 from tinyvad.engines import Engine, threads
 from tinyvad.engines.int8 import Int8Engine
@@ -113,7 +113,11 @@ def build(project: Project, progress: Progress | None = None) -> list[Built]:
         if project.category not in names:
             raise InputError(f"{project.data} has no category {project.category}; it has {', '.join(names)}")
         datasets = [dataset for dataset in datasets if dataset.name == project.category]
+    if project.method is not None and project.method not in METHODS:
+        raise InputError(f"no method called {project.method}; choose one of {', '.join(METHODS)}")
     target = load_target(project.target) if project.target is not None else None
+    if target is not None and project.frame is not None:
+        _check_frame(project.frame, target)
     several = len(datasets) > 1
     for dataset in datasets:
         if several and (Path(dataset.name).name != dataset.name or dataset.name in (".", "..")):
@@ -127,6 +131,12 @@ def build(project: Project, progress: Progress | None = None) -> list[Built]:
         )
         for dataset in datasets
     ]
+
+
+def _check_frame(frame: str, target: Target) -> None:
+    """Before any work: a camera frame that is larger than the target's memory. Raises CheckFailed."""
+    item = budgets.Item("camera frame", budgets.frame_bytes(frame), "exact")
+    budgets.make_budget(target, [item], []).check("use a smaller --frame or a larger --target")
 
 
 def _choose(chooser: Chooser, project: Project, dataset: Dataset) -> Choice:

@@ -121,6 +121,10 @@ class Chooser:
         self.largest = project.image_size or self._largest(self.backbone)
         if self.largest is None or (target is not None and self.trial(self.backbone, self.largest).ram.problems):
             self._refuse()
+        if project.max_ms is not None and project.image_size is not None:
+            slow = self.trial(self.backbone, project.image_size).too_slow(project.max_ms)
+            if slow:
+                raise CheckFailed(f"{self.backbone.name} at {project.image_size} px: {slow}: use a smaller --image-size")
 
     def _settled(self) -> bool:
         """True if more time would not help: a network passed the rule, or a network by name has a size."""
@@ -243,7 +247,9 @@ class Chooser:
         remedies = [] if smaller is None else [f"--image-size {smaller} or less"]
         remedies += ["a smaller --frame"] if project.frame is not None else []
         remedies += self._other_target(trial.size)
-        trial.ram.check("use " + ", ".join(remedies) + (", or " if remedies else "") + "a smaller --backbone")
+        if not trial.ram.problems[0].startswith("camera frame"):
+            remedies += ["a smaller --backbone"]
+        trial.ram.check("use " + " or ".join([", ".join(remedies[:-1]), remedies[-1]] if len(remedies) > 1 else remedies))
 
     def _other_target(self, size: int) -> list[str]:
         """'--target NAME' of the preset with the least RAM on which this size fits, if there is one."""

@@ -30,6 +30,7 @@ from tinyvad.graph.tflite_import import import_tflite
 from tinyvad.project import Project
 
 SIZES = tuple(range(224, 63, -16))  # input sizes that are tried when none is given, largest first
+EXPECTED_VALUES = 48  # of a cell, before the method is known
 ON_CHIP = {"tcm", "sram"}
 SCORER_BYTES = 8192  # RAM of the scorer, before it is known: an 8-byte code's tables
 
@@ -196,13 +197,22 @@ class Trial:
 
     @cached_property
     def milliseconds(self) -> float | None:
-        """Estimated time of the network on the target, None where there is no figure."""
+        """Estimated time of an image on the target with the default method, None where there is no figure."""
         if self.target is None:
             return None
         if self.project.runtime == "tflm":
             known = "cmsis_nn" in self.target.mac_per_cycle
             return latency.estimate(self.network.graph.macs(), self.target)["ms"] if known else None
-        found = latency.estimate_runtime(latency.network_work(self.network.graph), self.target)
+        taps = [(tap.shape[1], tap.shape[2], tap.shape[3]) for tap in self.taps]
+        depth, (grid_h, grid_w) = sum(channels for *_, channels in taps), self.memory.grid
+        frame = None if self.project.frame is None else budgets.parse_frame(self.project.frame)[:2]
+        work = latency.combined(
+            latency.frame_work((self.size, self.size), frame),
+            latency.network_work(self.network.graph),
+            latency.embedding_work(taps, self.memory.grid),
+            latency.gaussian_work(grid_h * grid_w, depth, min(depth, EXPECTED_VALUES), 4, True),  # the default method's
+        )
+        found = latency.estimate_runtime(work, self.target)
         return None if found is None else found["ms"]
 
     def bank_limit(self) -> int | None:

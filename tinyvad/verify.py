@@ -245,7 +245,11 @@ def summary(result: dict[str, Any]) -> str:
     if not result["ok"]:
         lines.append(f"FAILED: {'; '.join(result['problems'])}")
     elif compared:
-        lines.append(f"verified: the network's integers are equal in int8, {', '.join(compared)}")
+        missing = [name for name, facts in result["engines"].items() if facts["status"] == "not run"]
+        lines.append(
+            f"verified: the network's integers are equal in int8, {', '.join(compared)}"
+            + (f"; NOT run: {', '.join(missing)}" if missing else "")
+        )
     else:
         lines.append("nothing was compared: pip install 'tinyvad[litert,sim]'; files and bank are whole")
     return "\n".join(lines)

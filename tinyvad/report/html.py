@@ -104,7 +104,7 @@ def _headline(report: dict[str, Any]) -> str:
     if latency.get("ms") is not None:
         milliseconds = latency["ms"]
         value = f"{milliseconds:,.{0 if milliseconds >= 10 else 1}f} <small>ms</small>"
-        note = f"by multiply-accumulates, engine {latency.get('engine') or NONE}"
+        note = f"engine {latency.get('engine') or NONE}; not measured on silicon"
         cells.append(_cell(f"Latency{kind_mark(latency.get('kind') or 'estimated')}", value, note, raw=True))
     else:
         cells.append(
@@ -261,11 +261,11 @@ TERMS = (
     ("F1-max, F1 floor", "The best F1 over all thresholds, chosen on the very labels that it is judged by: an upper "
      "bound. The floor is what calling everything anomalous would reach."),
     ("AUPRO", "The mean share of each marked region that is found, up to a false positive rate of 0.3."),
-    ("head, tail", "TensorFlow Lite Micro's one arena: activations that share addresses from the low end, structures "
-     "that live for ever from the high end."),
-    ("lower bound", "The most bytes alive at once. No plan that keeps whole buffers can need less."),
-    ("latency", "Multiply-accumulates divided by a rate measured on other networks: good to some 20 %, never a "
-     "measurement."),
+    ("arena, head, tail", "The arena is the one block that the runtime works in. Under TensorFlow Lite Micro its head "
+     "holds activations that share addresses, its tail structures that live for ever; our runtime has no tail."),
+    ("lower bound", "The most bytes alive at once. No placing of the same buffers can need less."),
+    ("latency", "Instructions of each kernel, counted in an emulator, times assumed cycles an instruction; under "
+     "TensorFlow Lite Micro multiply-accumulates divided by a published rate. Never a measurement."),
 )  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def _peak(buffers: Sequence[dict[str, Any]], layers: Sequence[dict[str, Any]]) -
     name = f" ({escape(made.get('op') or NONE)} <code>{escape(made.get('name'))}</code>)" if made else ""
     return (
         f"Most is alive at {where}{name}, the shaded column: {count(nbytes)} B. This is the place to save: a smaller "
-        "<code>--image-size</code>, a narrower backbone."
+        "<code>--image-size</code>, <code>--plan patch</code>, a narrower backbone."
     )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from tinyvad.report.text import KINDS, NONE, clean, escape
 
 KIND_MEANINGS = {
-    "exact": "Computed to the byte: sizes of files, and the arena's head by TFLM's own planner.",
-    "modelled": "Added up from a model of what the runtime allocates; versions differ by some hundred bytes.",
+    "exact": "Computed to the byte: sizes of files and tables, and the plan of the arena, which the runtime follows.",
+    "modelled": "Measured on other firmware, or a model of another runtime's structures; good to some hundred bytes.",
     "estimated": "From published figures or a reserve of the target's preset. Measure it on the device.",
 }
 

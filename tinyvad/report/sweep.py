@@ -45,8 +45,11 @@ def headline(value: dict[str, Any]) -> str:
     points = value["points"]
     fitting, front = (sum(1 for p in points if test(p)) for test in (lambda p: not p["problem"], lambda p: p["front"]))
     label = target_label(value)
+    measured = any(p.get("auroc") is not None for p in points)
+    axes = "RAM, flash, time and image AUROC" if measured else "RAM, flash, time, input size, bank and quality"
     return (
-        f"{len(points)} variants on {label}, runtime {value['runtime']}: {fitting} fit, {front} on the Pareto front (*)"
+        f"{len(points)} variants on {label}, runtime {value['runtime']}: {fitting} fit, {front} on the Pareto front (*) of "
+        f"{axes}"
     )
 
 
