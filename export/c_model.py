@@ -129,7 +129,9 @@ def model_source(
     parts = [_overview(graph, slots, schedule, flash), '#include "model.h"\n']
     parts.append(f"#define ALIGNED __attribute__((aligned({_ALIGN})))\n")
     if packed_for == "mve":
-        parts.append("#if !defined(__ARM_FEATURE_MVE)\n#error these weights are packed for Helium\n#endif\n")
+        parts.append("#if !defined(__ARM_FEATURE_MVE)\n#error weights and plan are for Helium\n#endif\n")
+    else:
+        parts.append("#if defined(__ARM_FEATURE_MVE)\n#error weights and plan are for plain C and SMLAD\n#endif\n")
     parts += [_constants(i, slot) for i, slot in enumerate(slots) if slot.layer.arrays]
     parts += ["static const tvad_layer layers[] = {", *(_layer(i, slot) for i, slot in enumerate(slots)), "};\n"]
     parts += [

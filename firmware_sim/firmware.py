@@ -51,7 +51,7 @@ def read_firmware(build: Path) -> Firmware:
         header, source = ((folder / name).read_text(encoding="utf-8") for name in ("model.h", "model.c"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{folder} holds no firmware (model.h, model.c); make the build again, with --target") from error
-    packed_for = "mve" if "__ARM_FEATURE_MVE" in source else "scalar"
+    packed_for = "mve" if "#if !defined(__ARM_FEATURE_MVE)" in source else "scalar"
     facts = dict(re.findall(r"^#define (TVAD_\w+) (\w+)", header, re.MULTILINE))
     numbers = {name: int(value.rstrip("u"), 0) for name, value in facts.items() if value[0].isdigit()}
     try:

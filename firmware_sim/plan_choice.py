@@ -25,7 +25,7 @@ def choose(stages: Stages, limit: int | None = None) -> list[Stage] | None:
         if found[0].peak > limit:
             found, too_large = [], past - 1
         rows = values[works[past - 1].output].rows
-        for band in (band for band in BANDS if band < rows and too_large is not None):
+        for band in (band for band in BANDS if band < max(rows, 2) and too_large is not None):  # a map of one row, too
             banded = list(stages.ending(past, band, limit, too_large))  # others are dearer than their works one by one
             if not banded:
                 break

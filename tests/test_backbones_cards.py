@@ -17,7 +17,7 @@ from tinyvad.backbones import BACKBONES, cards, get_backbone, list_backbones
 from tinyvad.backbones.assign import random_weights
 from tinyvad.backbones.cards import read_card, trained_weights
 from tinyvad.backbones.source import auto_candidates, open_backbone, warnings_about
-from tinyvad.choosing import MIN_AUTO_SIZE, choose_network
+from tinyvad.choosing import MIN_AUTO_SIZE, Choice, Chooser
 from tinyvad.cli import main
 from tinyvad.demo import render_demo
 from tinyvad.errors import CheckFailed, InputError
@@ -223,6 +223,11 @@ def test_random_weights_are_those_of_seed_0_and_say_so(folder: Path) -> None:
 
 
 # --- auto
+
+
+def choose_network(project: Project, target: Target | None, n_good: int) -> Choice:
+    """The choice that looks at no image."""
+    return Chooser(project, target, n_good).choose()
 
 
 def chosen(target: Target | str | None, **settings) -> tuple[str, int, dict[str, str]]:

@@ -22,9 +22,11 @@ from tinyvad.export.tflite import to_tflite
 from tinyvad.firmware_sim.budget import parse_frame
 from tinyvad.firmware_sim.chips import chip_of
 from tinyvad.firmware_sim.plans import plan
+from tinyvad.firmware_sim.runtimes import packing_of
 from tinyvad.firmware_sim.targets import load_target
 from tinyvad.graph.builder import GraphBuilder
 from tinyvad.graph.ir import Graph
+from tinyvad.graph.scratch import scratch_of
 from tinyvad.graph.tflite_import import import_tflite
 from tinyvad.images import Preprocessing, apply_table
 from tinyvad.model import BACKBONES, BANKS, FORMAT, MANIFEST
@@ -89,7 +91,8 @@ def tiny_build(folder: Path, target: str | None, strategy: str = "patch", frame:
     }  # fmt: skip
     bank = write_bank(header, sections, ("LUT ", "TAPS", "THRS", *scorer.required))
     scratch = [embedding.scratch_bytes(tap) for tap in embedding.taps]
-    schedule = plan(graph, GRID, strategy, frame, scorer.scratch_bytes(), scratch)
+    kernels = scratch_of("scalar" if target is None else packing_of(load_target(target)))
+    schedule = plan(graph, GRID, strategy, frame, scorer.scratch_bytes(), scratch, layer_scratch=kernels)
     camera = None
     if frame is not None:
         height, width, form = parse_frame(frame)

@@ -259,11 +259,6 @@ class Chooser:
         return []
 
 
-def choose_network(project: Project, target: Target | None, n_good: int) -> Choice:
-    """The choice that looks at no image: the largest size that fits. See ``Chooser``."""
-    return Chooser(project, target, n_good).choose()
-
-
 def _order(one: Candidate) -> tuple[float, ...]:
     """The smallest is chosen: by the rule; among those that it excludes the largest input, then the least RAM."""
     if not one.why_not:

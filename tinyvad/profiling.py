@@ -48,7 +48,7 @@ class Loaded:
     tap_rows: Any  # (n, 8) int32, section TAPS
     grid: tuple[int, int]
     bank_bytes: int
-    schedules: dict[tuple[str | None, int], Schedule] = field(default_factory=dict)  # by frame and room for the arena
+    schedules: dict[tuple[str | None, int, str], Schedule] = field(default_factory=dict)  # by frame, room, packing
     arenas: dict[tuple[bool, Isa], Arena] = field(default_factory=dict)
     flashes: dict[tuple[str, int], runtimes.ModelFlash] = field(default_factory=dict)  # by packing and steps
 
@@ -172,7 +172,7 @@ def _arena(loaded: Loaded, target: Target) -> Arena:
 
 def _schedule(loaded: Loaded, target: Target, frame: str | None) -> Schedule:
     """The plan that a build for the target gets; targets with as much room for an arena share it."""
-    key = frame, arena_limit(target, frame)
+    key = frame, arena_limit(target, frame), runtimes.packing_of(target)
     if key not in loaded.schedules:
         taps = [(int(row[0]), int(row[1]), int(row[2])) for row in loaded.tap_rows]
         memory = scorer_memory(taps, loaded.grid, loaded.scorer)

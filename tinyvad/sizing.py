@@ -25,6 +25,7 @@ from tinyvad.firmware_sim.targets import RAM_KINDS, Target, spans
 from tinyvad.graph.ir import Graph, Tensor
 from tinyvad.graph.quantize import ChannelStatistics, affine_range, quantize
 from tinyvad.graph.schedule import Schedule
+from tinyvad.graph.scratch import scratch_of
 from tinyvad.graph.tflite_file import TfliteFile, read_tflite
 from tinyvad.graph.tflite_import import import_tflite
 from tinyvad.project import Project
@@ -120,7 +121,8 @@ def plan_memory(network: Network, memory: ScorerMemory, project: Project, target
         limit = None  # asked for by name, it is the smallest
     elif strategy == "auto" and target is None:
         strategy = "inplace-dw"
-    return plan_rows(network.graph, memory.grid, strategy, project.frame, memory.scorer, memory.embed, limit)
+    kernels = scratch_of("scalar" if target is None else runtimes.packing_of(target))
+    return plan_rows(network.graph, memory.grid, strategy, project.frame, memory.scorer, memory.embed, limit, kernels)
 
 
 def needs(

@@ -86,7 +86,7 @@ class Planned:
         self.backbone, self.size = backbone, size
         self.network = plan_network(backbone.graph_at(size))
         self.tensors = [self.network.graph.tensors[name] for name in self.network.graph.outputs]
-        self._schedules: dict[tuple[ScorerMemory, str | None, int], Schedule] = {}
+        self._schedules: dict[tuple[ScorerMemory, str | None, int, str], Schedule] = {}
         self._flashes: dict[tuple[str, int], runtimes.ModelFlash] = {}
 
     def point(self, setting: Setting) -> tuple[Point, fitting.MethodPlan]:
@@ -130,7 +130,7 @@ class Planned:
         return point, bank
 
     def _schedule(self, memory: ScorerMemory, target: Target, frame: str | None) -> Schedule:
-        key = memory, frame, arena_limit(target, frame)
+        key = memory, frame, arena_limit(target, frame), runtimes.packing_of(target)
         if key not in self._schedules:
             self._schedules[key] = plan_memory(self.network, memory, Project(frame=frame), target)
         return self._schedules[key]

@@ -1,7 +1,7 @@
 /* The kernels: a file each, all with one form. A kernel makes the rows that its window asks for.
  *
- * Beside those that need any stands tvad_<kernel>_scratch: the bytes of scratch that it needs for a layer, at most, whatever
- * the instruction set; tinyvad/graph/scratch.py is its twin in the planner. Scratch is aligned to 16 bytes and holds nothing
+ * Beside those that need any stands tvad_<kernel>_scratch: the bytes of scratch that it needs for a layer, one figure for plain
+ * C and DSP and one for Helium; tinyvad/graph/scratch.py is its twin in the planner. Scratch is aligned to 16 bytes and holds nothing
  * between calls.
  *
  * Row r of a tensor with first row f lies at data + (r - f) * width * channels. Rows outside the map are padding: the input's

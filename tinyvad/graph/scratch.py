@@ -1,6 +1,7 @@
 """Bytes of scratch that a kernel of the C runtime needs for a node: the planner's twin of every ``tvad_*_scratch``.
 
-Flows in: an int8 Graph and a node. Flows out: bytes that are enough for every instruction set.
+Flows in: an int8 Graph and a node. Flows out: bytes: of plain C and DSP, of which a plan has the larger, or of Helium,
+whose depthwise kernel lays its planes otherwise.
 """
 
 from __future__ import annotations
@@ -9,12 +10,23 @@ import math
 from collections.abc import Callable
 
 from tinyvad.graph.ir import Graph, Node
+from tinyvad.graph.scratch_mve import depthwise_scratch_mve
 
 
 def layer_scratch(graph: Graph, node: Node) -> int:
-    """Bytes of scratch of a node's kernel, 0 for kernels that need none."""
+    """Bytes of scratch of a node's kernel in plain C and with DSP, 0 for kernels that need none."""
     formula = _FORMULAS.get(node.op)
     return 0 if formula is None else formula(graph, node)
+
+
+def layer_scratch_mve(graph: Graph, node: Node) -> int:
+    """The same with Helium."""
+    return depthwise_scratch_mve(graph, node) if node.op == "depthwise_conv2d" else layer_scratch(graph, node)
+
+
+def scratch_of(packed_for: str) -> Callable[[Graph, Node], int]:
+    """The formula for kernels whose weights are packed for 'scalar' or 'mve' (``tinyvad.export.layers.PACKINGS``)."""
+    return layer_scratch_mve if packed_for == "mve" else layer_scratch
 
 
 def frame_scratch(frame_h: int, frame_w: int, out_h: int, out_w: int) -> int:
