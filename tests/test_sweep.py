@@ -240,8 +240,8 @@ def test_table_and_markdown() -> None:
     points = [point(2048, 4096, 7.4, auroc=0.9996), point(1024, 4096, 3.0, auroc=0.5, problem="arena|x\n> 1 KiB")]
     lines = to_table(value_of(points)).splitlines()
     assert lines[0] == (
-            "2 variants on cortex-m7 (stm32f746), runtime tinyvad: 1 fit, 1 on the Pareto front (*) of RAM, flash, time and "
-            "image AUROC"
+            "2 variants on cortex-m7 (stm32f746), runtime tinyvad: 1 fit, 1 on the Pareto front (*) of RAM, flash, time "
+            "and image AUROC"
         )
     assert lines[2].split() == ["net", "96", "padim-lite", "6x6", "0.1", "1.0", "4.0", "3", "0.500", "layerwise",
                                 "arena|x", ">", "1", "KiB"]  # fmt: skip
