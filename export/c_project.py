@@ -71,11 +71,6 @@ def core_flags(chip: Chip) -> str:
     return f"-mcpu={chip.core} -mthumb " + (f"{fpu} -mfloat-abi=hard" if fpu else "-mfloat-abi=soft")
 
 
-# Behind the arena, so that the arena and not a frame that DMA writes lies across the border of two memories; apart by one
-# unit of the MPU, which fences the arena.
-_FRAME = "    .frame (NOLOAD) : {{ . += 32; . = ALIGN(32); *(.frame) }} > {}"
-
-
 def link_script(chip: Chip, memories: tuple[Memory, ...] = (), sections: str = "") -> str:
     """link.ld; ``memories`` and ``sections`` are put beside the chip's own."""
     lines = [
@@ -120,6 +115,8 @@ def link_script(chip: Chip, memories: tuple[Memory, ...] = (), sections: str = "
         "        bss_end = .;",
         f"    }} > {chip.stack_in}",
     ]
+    if chip.frame_in:
+        lines.append(f"    .frame (NOLOAD) : {{ *(.frame) }} > {chip.frame_in}")
     lines += [
         f"    .arena (NOLOAD) : ALIGN({ARENA_ALIGN})",
         "    {",
@@ -127,7 +124,6 @@ def link_script(chip: Chip, memories: tuple[Memory, ...] = (), sections: str = "
         "        *(.arena)",
         "        arena_end = .;",
         f"    }} > {chip.arena_in}",
-        *([_FRAME.format(chip.frame_in)] if chip.frame_in else []),
         *([sections] if sections else []),
         "    /DISCARD/ : { *(.ARM.exidx* .ARM.extab*) }",
         "}",

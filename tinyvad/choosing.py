@@ -40,7 +40,7 @@ MIN_AUTO_SIZE = 96  # pixels: below, small defects are gone before any network s
 DEFAULT_MAX_MS = 1000
 LONGEST_MS = 64_000
 PROBE_STEP = 32  # pixels between the sizes that are tried on images
-TOLERANCE = 0.005 # of the probe's AUROC: what a smaller input may cost
+TOLERANCE = 0.005  # of the probe's AUROC: what a smaller input may cost
 
 
 @dataclass(frozen=True)
