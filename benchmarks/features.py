@@ -16,8 +16,7 @@ import numpy as np
 
 from tinyvad import fitting
 from tinyvad.backbones.source import Backbone
-from tinyvad.build import CALIBRATION_IMAGES
-from tinyvad.calibration import quantize_on
+from tinyvad.calibration import CALIBRATION_IMAGES, quantize_on
 from tinyvad.detectors import Scorer
 from tinyvad.embedding import Embedding
 from tinyvad.engines import threads as all_threads

@@ -15,10 +15,11 @@ from tinyvad.errors import InputError
 from tinyvad.export.layers import Layer, layer_of, map_shape
 from tinyvad.graph.ir import Graph, node_macs
 from tinyvad.graph.schedule import EMBED, FRAME, MOVE, NODE, SCORE, Schedule, Step, part_name
+from tinyvad.images import FRAME_FORMATS
 from tinyvad.resize import MAX_SIDE
 
 MAX_TAPS = 16  # TVAD_MAX_TAPS
-FORMATS = {"rgb888": ("TVAD_RGB888", 3), "rgb565": ("TVAD_RGB565", 2), "grey": ("TVAD_GREY8", 1)}  # bytes a pixel
+FORMATS = {"rgb888": "TVAD_RGB888", "rgb565": "TVAD_RGB565", "grey": "TVAD_GREY8"}
 _C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "int32": "int32_t"}
 _ALIGN = 16  # bytes: word loads of every core, and the buffers' own alignment
 _WIDTH = 124
@@ -38,7 +39,7 @@ class Camera:
 
     @property
     def nbytes(self) -> int:
-        return self.width * self.height * FORMATS[self.format][1]
+        return self.width * self.height * FRAME_FORMATS[self.format]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def model_header(graph: Graph, schedule: Schedule, backbone_crc32: int, camera: 
     """model.h: what an application needs to know of the model."""
     height, width, _ = map_shape(graph, graph.inputs[0])
     frame = Camera(0, 0, "rgb888") if camera is None else camera
-    name, pixel = FORMATS[frame.format]
+    name, pixel = FORMATS[frame.format], FRAME_FORMATS[frame.format]
     return f"""\
 /* {plain(graph.name)}: what an application needs to know of the model in model.c. Made by tinyvad; do not edit. */
 #ifndef TVAD_MODEL_DATA_H

@@ -15,10 +15,10 @@ from tinyvad.errors import CheckFailed, InputError
 from tinyvad.firmware_sim.memory import Arena, align
 from tinyvad.firmware_sim.placement import place_items
 from tinyvad.firmware_sim.targets import FLASH_KINDS, RAM_KINDS, Span, Target, spans
+from tinyvad.images import FRAME_FORMATS
 
 CODE_BYTES = 64 * 1024  # flash of interpreter, kernels and scorer: an estimate, from vendors' published sizes
 COLUMNS = ("Activation RAM", "Runtime RAM", "Weights Flash", "Code Flash")  # of ST's model zoo
-FRAME_FORMATS = {"rgb888": 3, "rgb565": 2, "grey": 1}  # bytes a pixel
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def read_firmware(build: Path) -> Firmware:
     try:
         arena_bytes = numbers["TVAD_ARENA_BYTES"]
         width, height = numbers["TVAD_FRAME_WIDTH"], numbers["TVAD_FRAME_HEIGHT"]
-        form = next(name for name, (constant, _) in FORMATS.items() if constant == facts["TVAD_FRAME_FORMAT"])
+        form = next(name for name, constant in FORMATS.items() if constant == facts["TVAD_FRAME_FORMAT"])
     except (KeyError, StopIteration) as error:
         raise InputError(f"{folder / 'model.h'}: {error} is missing; make the build again") from error
     camera = Camera(width, height, form) if width else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_backbones import part
@@ -9,6 +11,7 @@ from test_backbones import part
 from tinyvad.backbones import get_backbone, phinet
 from tinyvad.backbones.assign import random_weights
 from tinyvad.backbones.blocks import parameters
+from tinyvad.firmware_sim.memory import plan_tflm_greedy, tflite_buffers
 from tinyvad.graph.ir import Graph, Node
 from tinyvad.graph.passes import default_layers, normalise, truncate
 from tinyvad.sizing import plan_network
@@ -142,8 +145,10 @@ def test_the_preset_for_small_chips_fits_its_word() -> None:
             (size // stride, size // stride, channels) for stride, channels in ((4, 16), (8, 32), (16, 56))
         ]
         assert round(cut.macs() / 1e6) == mmacs
-        head = plan_network(cut).arena.head_bytes  # with the offline plan; `arena` is what TFLM's greedy planner takes
-        assert head <= arena <= 180_000
+        network = plan_network(cut)
+        greedy = plan_tflm_greedy([replace(buffer, offset=None) for buffer in tflite_buffers(network.file)])
+        assert greedy.head_bytes == arena <= 180_000  # as TFLM plans by itself
+        assert network.arena.head_bytes == network.arena.lower_bound_bytes <= arena  # with the plan in the file
         reach = jump = 1  # pixels that the last tap sees
         for n in cut.nodes:
             if n.op in ("conv2d", "depthwise_conv2d"):

@@ -32,7 +32,7 @@ from PIL import Image
 from tinyvad import fitting
 from tinyvad.bank import Header, pack_meta, write_bank
 from tinyvad.build_report import BuildFacts, make_cases, make_report
-from tinyvad.calibration import quantize_on
+from tinyvad.calibration import CALIBRATION_IMAGES, quantize_on
 from tinyvad.choosing import Choice, Chooser
 from tinyvad.detectors import METHODS, Scorer
 from tinyvad.embedding import Embedding, on_grid
@@ -69,7 +69,6 @@ from tinyvad.sizing import (
 from tinyvad.verify import SAMPLES, verify
 from tinyvad.version import __version__
 
-CALIBRATION_IMAGES = 64
 SAMPLE_IMAGES = 8
 SELF_TEST_CELLS = 4
 FIRMWARE = "firmware"

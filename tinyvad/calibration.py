@@ -14,6 +14,8 @@ from tinyvad.graph.ir import Graph
 from tinyvad.graph.quantize import ChannelStatistics, affine_range, equalize, quantize
 from tinyvad.images import Preprocessing, input_table
 
+CALIBRATION_IMAGES = 64  # good images, evenly chosen, that a build calibrates on
+
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:

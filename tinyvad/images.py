@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 MAX_PIXELS = 100_000_000
-_PIXEL_BYTES = {"rgb888": 3, "rgb565": 2, "grey": 1}  # of a camera's frame
+FRAME_FORMATS = {"rgb888": 3, "rgb565": 2, "grey": 1}  # of a camera: bytes a pixel
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _OPEN_LOCK = threading.Lock()  # warnings.catch_warnings changes a global and is no thread's own before Python 3.14
 
@@ -334,9 +334,9 @@ def rgb_to_frame(image: np.ndarray, format: str) -> bytes:
 
 
 def _pixel_bytes(format: str) -> int:
-    if format not in _PIXEL_BYTES:
-        raise InputError(f"frame format {format!r} is unknown; there are {', '.join(_PIXEL_BYTES)}")
-    return _PIXEL_BYTES[format]
+    if format not in FRAME_FORMATS:
+        raise InputError(f"frame format {format!r} is unknown; there are {', '.join(FRAME_FORMATS)}")
+    return FRAME_FORMATS[format]
 
 
 def load_images(

@@ -13,7 +13,7 @@ import numpy as np
 
 from tinyvad import fitting
 from tinyvad.backbones.source import Backbone
-from tinyvad.calibration import quantize_on
+from tinyvad.calibration import CALIBRATION_IMAGES, quantize_on
 from tinyvad.detectors import Scorer
 from tinyvad.engines import threads
 from tinyvad.engines.int8 import Int8Engine
@@ -23,7 +23,6 @@ from tinyvad.images import Dataset, Preprocessing, apply_table, load_images
 from tinyvad.metrics import auroc
 from tinyvad.model import batches
 
-CALIBRATION_IMAGES = 64
 Tell = Callable[[int, int], None]
 
 
