@@ -1,0 +1,68 @@
+"""What every continual method has in common: tasks in one after another, scores of any image out.
+
+A method sees a task's embeddings once, in batches, and keeps what it needs; it never sees an earlier task again. Scoring
+works with or without the task's identity. The methods are study forms of the detectors on int8 (or float32) embeddings;
+``tinyvad.continual.learn`` does the same to a build's bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What is fixed before the first task.
+
+    Attributes:
+        steps: (D,) float64, real value of one unit of each embedding element; ones for float features.
+        last_channels: C, channels of the last tapped tensor (the tail of the embedding), for prototype routing.
+        tasks: how many tasks the stream will have, for methods that divide a budget.
+        seed: of every random choice.
+    """
+
+    steps: np.ndarray
+    last_channels: int
+    tasks: int = 1
+    seed: int = 0
+
+
+class Scored(NamedTuple):
+    """Scores of n images.
+
+    Attributes:
+        maps: (n, H, W) float64 distances in real units; a higher one is more anomalous; the image's score is the largest.
+        tasks: the chosen task's number: (n,) int64, or (n, H, W) where every patch chooses.
+    """
+
+    maps: np.ndarray
+    tasks: np.ndarray
+
+
+class ContinualMethod(Protocol):
+    """A method over a stream of tasks.
+
+    Attributes:
+        task_names: the tasks learnt so far, in order.
+    """
+
+    task_names: list[str]
+
+    def learn(self, task: str, embeddings: Iterable[np.ndarray]) -> None:
+        """Learn one task from batches (n, H, W, D); ``embeddings`` can be iterated over several times."""
+
+    def score(self, embeddings: np.ndarray, task: int | None = None) -> Scored:
+        """Score (n, H, W, D); ``task``: the known task's number, None: the method finds it."""
+
+    def nbytes(self) -> int:
+        """Bytes of all that the method keeps to score and to learn the next task."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that is learnt, as named arrays (what ``np.savez`` takes)."""
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Take over a ``state()``; learning on equals never having stopped, byte for byte."""
