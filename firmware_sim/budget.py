@@ -169,8 +169,13 @@ def flash_items(model_bytes: int, bank_bytes: int, target: Target) -> list[Item]
 
 
 def bank_item(nbytes: int) -> Item:
-    """The memory bank in flash."""
+    """The memory bank in flash; two slots of it where the device may learn."""
     return Item("bank.tvb", nbytes, "exact", "memory bank, read in place", column=COLUMNS[2])
+
+
+def slot_area(nbytes: int, target: Target) -> int:
+    """Flash of one slot for a bank of ``nbytes``: whole sectors of the size that is erased at once."""
+    return -(-nbytes // target.flash_erase) * target.flash_erase
 
 
 def make_budget(target: Target, ram: list[Item], flash: list[Item]) -> Budget:

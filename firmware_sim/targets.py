@@ -7,6 +7,7 @@ has the same fields::
     title = "My board (STM32F746NG)"
     core = "cortex-m7"
     clock_mhz = 216
+    flash_erase = 262144    # optional: largest sector that flash erases at once, bytes; default 4096
 
     [isa]                   # dsp, mve: instruction sets; fpu: "none", "sp" or "dp"; simd: free text
     dsp = true
@@ -55,6 +56,7 @@ else:
 RAM_KINDS = ("tcm", "sram", "psram", "dram")
 FLASH_KINDS = ("flash", "xip")
 KINDS = (*RAM_KINDS, "itcm", *FLASH_KINDS)
+FLASH_ERASE = 4096  # bytes, of most flash outside the STM32F and H7
 FPUS = ("none", "sp", "dp")
 ENGINES = ("tflm_reference", "cmsis_nn", "tinyengine_like")
 
@@ -111,7 +113,11 @@ class Reserve:
 
 @dataclass(frozen=True)
 class Target:
-    """A chip or board. ``alias`` is the name that the user typed where it is not ``name``."""
+    """A chip or board. ``alias`` is the name that the user typed where it is not ``name``.
+
+    Attributes:
+        flash_erase: bytes of the largest sector that is erased at once; the bank's slots are whole multiples of it.
+    """
 
     name: str
     title: str
@@ -125,6 +131,7 @@ class Target:
     dma: str = ""
     notes: str = ""
     alias: str | None = None
+    flash_erase: int = FLASH_ERASE
 
     @property
     def label(self) -> str:
@@ -236,6 +243,7 @@ def _parse(path: Path) -> Target:
         source={key: sources.text(key) for key in list(sources.values)},
         dma=fields.text("dma", default=""),
         notes=fields.text("notes", default=""),
+        flash_erase=fields.size("flash_erase", 1) if "flash_erase" in fields.values else FLASH_ERASE,
     )
     for part in (fields, isa, reserve, rates, *regions):
         part.finish()

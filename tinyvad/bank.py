@@ -22,7 +22,7 @@ import mmap
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -59,6 +59,9 @@ TAGS = {
     "BANK": "memory bank, one row a patch vector",
     "THRS": "threshold of every task",
     "TASK": "range of rows of every task",
+    "PROT": "prototype of every task: an image belongs to the nearest",
+    "LADR": "thresholds of every task once it is cut to fewer rows; the scorer never reads it",
+    "LRN ": "what learning on needs: slot size, room and limits; the scorer never reads it",
     "BIAS": "bias, multiplier and shift of every projected direction",
     "INDX": "chosen channels of the embedding",
     "STEP": "scale and step of every tapped tensor, for tools; the firmware has them in TAPS",
@@ -87,6 +90,7 @@ _HEADER_FIELDS = (  # (name, struct code), 64 bytes
 )  # fmt: skip
 _HEADER = struct.Struct("<" + "".join(code for _, code in _HEADER_FIELDS))
 _ENTRY = struct.Struct("<4sBBHII3II")  # tag, dtype, ndim, flags, offset, nbytes, dim[3], crc32
+_COUNT_AT, _GENERATION_AT = 16, 48  # section_count and generation within the header
 _U32_MAX = 2**32 - 1
 _REMEDY = "copy the file again, rebuild it, or use the tinyvad that wrote it"
 
@@ -256,6 +260,21 @@ def newest(paths: Iterable[str | Path]) -> Path:
     if not found:
         raise InputError("no slot holds a valid bank: " + (" | ".join(reasons) or "no slot was named"))
     return max(found, key=lambda slot: slot[0])[1]  # the first of equals
+
+
+def restamp(data: bytes, generation: int) -> bytes:
+    """The same bank with another generation, 0..2**32 - 1; only the header's generation and CRC change.
+
+    Raises:
+        InputError: ``data`` is no valid bank, or there is no such generation.
+    """
+    header = replace(read_bank(data).header, generation=generation)
+    _check_header(header, "new bank", "use a generation that fits 32 bits")
+    changed = bytearray(data)
+    struct.pack_into("<I", changed, _GENERATION_AT, generation)
+    table_end = _HEADER.size + _ENTRY.size * int.from_bytes(data[_COUNT_AT : _COUNT_AT + 2], "little")
+    struct.pack_into("<I", changed, _HEADER.size - 4, _header_crc(memoryview(changed), table_end))
+    return bytes(changed)
 
 
 def pack_meta(meta: Mapping[str, Any]) -> np.ndarray:

@@ -59,6 +59,7 @@ from tinyvad.project import Project, make_project
 from tinyvad.report.html import write_report
 from tinyvad.sizing import (
     ScorerMemory,
+    bank_in_flash,
     bank_limit,
     expected_scorer_memory,
     needs,
@@ -204,7 +205,7 @@ class _Build:
         self.n_good = stores["int8"].count
         self.plan = fitting.plan_method(
             self.project.method, self.tensors, self.preprocessing.height, self.n_good, self.bank_limit(),
-            self.project.grid, self.project.dimensions, self.project.seed,
+            self.project.grid, self.project.dimensions, self.project.seed, self.project.tasks,
         )  # fmt: skip
         fitted = {name: self.fit(name, store, samples) for name, store in stores.items()}
         with new_folder(out, MANIFEST) as folder:
@@ -228,7 +229,16 @@ class _Build:
         if self.target is not None:
             memory = expected_scorer_memory(self.tensors, self.project.grid)
             flash = needs(self.network, memory, self.schedule(memory), 0, self.target, self.project.frame).flash
-        return bank_limit(flash, self.target, self.project.bank_bytes)
+        return bank_limit(flash, self.target, self.project.bank_bytes, self.project.tasks)
+
+    def slot_bytes(self) -> int:
+        """Bytes that the bank may have as it learns: the user's bound, else what the planned products take at most.
+
+        A build for one product may use all that the target's flash leaves.
+        """
+        if self.project.tasks > 1:
+            return self.project.bank_bytes or self.plan.bank_bytes
+        return self.bank_limit() or fitting.DEFAULT_BANK_BYTES
 
     def quantize(self, graph: Graph) -> Graph:
         """The int8 graph, calibrated on evenly chosen good images; sets ``table``, the network's input of every pixel."""
@@ -301,7 +311,9 @@ class _Build:
         schedule, budget = self.schedule(memory), None
         bank = (folder / BANKS["int8"]).read_bytes()
         if self.target is not None:
-            budget = needs(self.network, memory, schedule, len(bank), self.target, self.project.frame).on(self.target)
+            size = len(bank) if self.project.tasks == 1 else self.slot_bytes()
+            stored = bank_in_flash(size, self.project.tasks, self.target)
+            budget = needs(self.network, memory, schedule, stored, self.target, self.project.frame).on(self.target)
             budget.check("use a smaller --image-size, --grid or --bank-bytes, or a larger --target")
         if schedule is not None:
             self.write_firmware(folder / FIRMWARE, schedule, bank)
@@ -394,6 +406,7 @@ class _Build:
                 for name, one in fitted.items()
             },
             "target": None if self.target is None else {"name": self.target.name, "alias": self.target.alias},
+            "learning": {"tasks": project.tasks, "slot_bytes": self.slot_bytes()},
             "training": {
                 "n_good": self.n_good,
                 "skipped": [[str(path), reason] for path, reason in self.skipped],

@@ -34,7 +34,7 @@ from tinyvad.errors import CheckFailed, TinyvadError
 from tinyvad.firmware_sim.targets import Target, list_targets
 from tinyvad.probing import Probe
 from tinyvad.project import Project
-from tinyvad.sizing import SIZES, Trial
+from tinyvad.sizing import SIZES, Trial, bank_in_flash
 
 MIN_AUTO_SIZE = 96  # pixels: below, small defects are gone before any network sees them
 DEFAULT_MAX_MS = 1000
@@ -216,12 +216,12 @@ class Chooser:
         try:
             bank = fitting.plan_method(
                 project.method, trial.taps, fitting_size, self.n_good, trial.bank_limit(), project.grid,
-                project.dimensions, project.seed,
+                project.dimensions, project.seed, project.tasks,
             )  # fmt: skip
         except TinyvadError as error:
             return replace(found, why_not=str(error).split(": use ")[0])
         others = sum(item.nbytes for item in trial.needs.flash if item.owner != "bank.tvb")
-        return replace(found, flash_bytes=others + bank.bank_bytes)
+        return replace(found, flash_bytes=others + bank_in_flash(bank.bank_bytes, project.tasks, self.target))
 
     # --- sizes
 

@@ -155,6 +155,7 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
 @click.option("--grid", type=int, help="Cells a side of the score map.")
 @click.option("--dimensions", type=int, help="Directions that padim-compact keeps.")
 @click.option("--bank-bytes", help="Upper bound, e.g. 160K.")
+@click.option("--tasks", type=int, help="Products that the bank must have room for; see `tinyvad learn`.  [default: 1]")
 @click.option("--frame", help="Camera frame to keep in RAM, e.g. 320x240-rgb565.")
 @click.option("--runtime", type=click.Choice(["tinyvad", "tflm"]), help="What runs the network.  [default: tinyvad]")
 @click.option("--plan", type=click.Choice(["auto", "layerwise", "inplace-dw", "patch"]), help="Its memory plan.")

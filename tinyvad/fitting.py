@@ -38,6 +38,7 @@ LEAVE_ONE_OUT_UP_TO = 10
 QUANTILE = 0.99
 LARGEST_SCORE = (1 << 32) - 1
 BATCH = 64
+TASK_OVERHEAD = 384  # of every further product: its row of TASK, THRS and LADR, its name, and the prototype on top
 BANK_OVERHEAD = 4096  # header, section table, taps, input table, thresholds, golden vectors and names
 DEFAULT_BANK_BYTES = 4 << 20  # where neither a target nor the user sets a limit
 PATCHCORE_CANDIDATES = 50_000
@@ -83,12 +84,18 @@ class TapStore:
 
 @dataclass(frozen=True)
 class MethodPlan:
-    """A method with everything chosen; ``bank_bytes`` is an upper estimate, settings go into the manifest."""
+    """A method with everything chosen; ``bank_bytes`` is an upper estimate, settings go into the manifest.
+
+    Attributes:
+        tasks: products that ``bank_bytes`` holds. rows: memory bank's rows in all of them, 0 without a memory bank.
+    """
 
     method: str
     grid: tuple[int, int]
     settings: dict[str, Any]
     bank_bytes: int
+    tasks: int = 1
+    rows: int = 0
 
     @property
     def common_step(self) -> bool:
@@ -105,6 +112,7 @@ def plan_method(
     grid: int | None = None,
     dimensions: int | None = None,
     seed: int = 0,
+    tasks: int = 1,
 ) -> MethodPlan:
     """Choose method, grid and size under a limit of bank bytes (see the module's text).
 
@@ -113,6 +121,7 @@ def plan_method(
         tensors: the tapped tensors. input_size: pixels of the network's input.
         limit: bytes that the whole bank file may take.
         grid, dimensions: the user's choice of cells a side, and of d for padim-compact.
+        tasks: products that the bank must have room for.
 
     Raises:
         InputError: no such method, or dimensions beyond the embedding.
@@ -125,17 +134,19 @@ def plan_method(
     depth = sum(tensor.shape[3] for tensor in tensors)
     if dimensions is not None and not 2 <= dimensions <= depth:
         raise InputError(f"--dimensions {dimensions}: the embedding has {depth}; choose 2 to {depth}")
-    room = (DEFAULT_BANK_BYTES if limit is None else limit) - BANK_OVERHEAD
+    overhead = BANK_OVERHEAD + (tasks - 1) * (TASK_OVERHEAD + 4 * tensors[-1].shape[3])
+    room = (DEFAULT_BANK_BYTES if limit is None else limit) - overhead
     smallest = 0
     for cells, choices in _shapes(method, tensors, input_size, grid, dimensions):
-        for settings, nbytes in _forms(method, depth, cells, n_images, room, choices, seed):
-            if nbytes <= room:
-                return MethodPlan(method, cells, settings, nbytes + BANK_OVERHEAD)
-            smallest = nbytes
-    needs = -(-(smallest + BANK_OVERHEAD) // 1024)
+        for settings, each, shared, rows in _forms(method, depth, cells, n_images, room, choices, seed):
+            if each * tasks + shared <= room:
+                return MethodPlan(method, cells, settings, each * tasks + shared + overhead, tasks, rows)
+            smallest = each * tasks + shared
+    needs = -(-(smallest + overhead) // 1024)
+    of_tasks = "" if tasks == 1 else f" of {tasks} products"
     raise CheckFailed(
-        f"bank of {method} {needs} KiB > {max(room + BANK_OVERHEAD, 0) // 1024} KiB: use --bank-bytes {needs}K or more, "
-        "another --method, or a larger --target"
+        f"bank of {method}{of_tasks} {needs} KiB > {max(room + overhead, 0) // 1024} KiB: use --bank-bytes {needs}K or "
+        "more, another --method, or a larger --target"
     )
 
 
@@ -172,29 +183,40 @@ def _grids(grid: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 def _forms(
     method: str, depth: int, grid: tuple[int, int], n_images: int, room: int, dimensions: Sequence[int], seed: int
-) -> Iterable[tuple[dict[str, Any], int]]:
-    """Settings and bytes of a method on a grid, best first."""
+) -> Iterable[tuple[dict[str, Any], int, int, int]]:
+    """Settings of a method on a grid, best first; bytes of one product, bytes that all share, rows of a memory bank."""
     cells = grid[0] * grid[1]
     if method == "padim-compact":
         choices = sorted({min(d, depth) for d in dimensions}, reverse=True)
-        return [({"dimensions": d, "bits": 4}, compact_bytes(grid, depth, d)) for d in choices]
+        shared = [depth * d + 12 * d for d in choices]
+        return [
+            ({"dimensions": d, "bits": 4}, compact_bytes(grid, depth, d) - common, common, 0)
+            for d, common in zip(choices, shared, strict=True)
+        ]
     if method == "padim-lite":
-        return [({}, cells * 2 * depth + 1024)]
+        return [({}, cells * 2 * depth + 1024, 0, 0)]
     if method == "padim":
         channels = [depth, *(d for d in (*DIMENSIONS, *SMALL_DIMENSIONS) if d < depth)]
         return [
-            ({"channels": d if d < depth else None, "bits": 8, "seed": seed}, cells * (3 * d + d * (d - 1) // 2) + 2048)
+            (
+                {"channels": d if d < depth else None, "bits": 8, "seed": seed},
+                cells * (3 * d + d * (d - 1) // 2) + 2048, 2 * d, 0,
+            )
             for d in channels
-        ]
+        ]  # fmt: skip
     from tinyvad.detectors.nearest import bank_bytes, core_size_for_budget, lite_size_for_budget
 
+    # a memory bank's rows are dealt out among its products, so its bytes do not grow with them
     available = min(n_images * cells, PATCHCORE_LARGEST)
     common = {"max_candidates": PATCHCORE_CANDIDATES, "seed": seed}
     if method == "patchcore":
-        size = min(available, core_size_for_budget(room, depth))
-        return [({"bank_size": size, **common}, size * depth)]
-    size, subspaces, bits = lite_size_for_budget(room, depth, available)
-    return [({"bank_size": size, "subspaces": subspaces, "bits": bits, **common}, bank_bytes(size, depth, subspaces, bits))]
+        rows = core_size_for_budget(room, depth)
+        size = min(available, rows)
+        return [({"bank_size": size, **common}, 0, size * depth, min(rows, PATCHCORE_LARGEST))]
+    rows, subspaces, bits = lite_size_for_budget(room, depth, PATCHCORE_LARGEST)
+    size = min(available, rows)
+    settings = {"bank_size": size, "subspaces": subspaces, "bits": bits, **common}
+    return [(settings, 0, bank_bytes(size, depth, subspaces, bits), rows)]
 
 
 def make_detector(plan: MethodPlan, embedding: Embedding) -> Any:

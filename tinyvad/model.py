@@ -218,6 +218,7 @@ _MANIFEST_FIELDS: dict[str, Any] = {
     "thresholds": {"int8": {"raw": int}},
     "preprocessing": {"height": int, "width": int, "mean": list, "std": list},
     "target": (dict, type(None)),
+    "learning": {"tasks": int, "slot_bytes": int},
     "settings": {"frame": (str, type(None))},
     "files": dict,
 }

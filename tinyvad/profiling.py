@@ -28,7 +28,7 @@ from tinyvad.project import Project
 from tinyvad.report import profile as formats
 from tinyvad.report.growth import compare_all
 from tinyvad.report.junit import to_junit
-from tinyvad.sizing import Network, arena_limit, plan_memory, scorer_memory
+from tinyvad.sizing import Network, arena_limit, bank_in_flash, plan_memory, scorer_memory
 
 ALL = "all"
 RUNTIMES = (*runtimes.RUNTIMES, "both")
@@ -55,6 +55,12 @@ class Loaded:
     @property
     def depth(self) -> int:
         return int(self.tap_rows[:, 2].sum())
+
+    def bank_in_flash(self, target: Target) -> int:
+        """Flash of the bank: as it is, or the two slots of a build that is made to learn."""
+        learning = self.manifest["learning"]
+        size = self.bank_bytes if learning["tasks"] == 1 else learning["slot_bytes"]
+        return bank_in_flash(size, learning["tasks"], target)
 
 
 def load_build(folder: Path) -> Loaded:
@@ -146,7 +152,7 @@ def _figures(loaded: Loaded, target: Target, runtime: str, frame: str | None) ->
     if runtime == "tflm":
         scratch = score_bytes(loaded.tap_rows, loaded.grid, loaded.scorer)
         planned = _arena(loaded, target)
-        needs = runtimes.tflm_needs(planned, loaded.file.size, scratch, loaded.bank_bytes, target, frame)
+        needs = runtimes.tflm_needs(planned, loaded.file.size, scratch, loaded.bank_in_flash(target), target, frame)
         memory = runtimes.arena_facts(planned, target.pointer_bytes)
         macs = loaded.arena.macs + loaded.scorer.macs(loaded.grid)
         time = latency.estimate(macs, target) if "cmsis_nn" in target.mac_per_cycle else None
@@ -156,7 +162,7 @@ def _figures(loaded: Loaded, target: Target, runtime: str, frame: str | None) ->
         key = packing, len(schedule.steps)
         if key not in loaded.flashes:
             loaded.flashes[key] = runtimes.model_flash_bytes(loaded.graph, schedule, packing)
-        needs = runtimes.tinyvad_needs(schedule, loaded.flashes[key], loaded.bank_bytes, target, frame)
+        needs = runtimes.tinyvad_needs(schedule, loaded.flashes[key], loaded.bank_in_flash(target), target, frame)
         memory = runtimes.plan_facts(schedule)
         time = latency.estimate_runtime(_work(loaded, frame), target)
     return {"runtime": runtime, "budget": needs.on(target).to_dict(), "memory": memory, "latency": time}

@@ -23,6 +23,7 @@ else:
 FILE = "tinyvad.toml"
 RANDOM_WEIGHTS = "random"
 RUNTIMES = ("tinyvad", "tflm")
+MAX_TASKS = 255  # of one bank (TVAD_MAX_TASKS)
 PLANS = ("auto", "layerwise", "inplace-dw", "patch")
 TEMPLATE = """\
 # Settings of one tinyvad build. Flags of `tinyvad build` win over this file. Paths are relative to this file.
@@ -44,6 +45,7 @@ target = "cortex-m7"           # `tinyvad targets` lists them; a path to your ow
 # grid = 10                    # cells a side of the score map; default: the deepest tap's map
 # dimensions = 48              # padim-compact: directions kept; default: the most that fits
 # bank_bytes = "160K"          # upper bound; default: what the target's flash leaves
+# tasks = 6                    # products that the bank must have room for (`tinyvad learn`); flash then holds two slots
 # frame = "320x240-rgb565"     # a camera frame to keep in RAM; default: the camera writes the network's input
 # runtime = "tinyvad"          # what runs the network on the target: tinyvad's own C runtime, or "tflm"
 # plan = "auto"                # its memory plan: layerwise, inplace-dw, patch, or auto: the fastest of them that fits
@@ -73,6 +75,7 @@ class Project:
     grid: int | None = None
     dimensions: int | None = None
     bank_bytes: int | None = None
+    tasks: int = 1
     frame: str | None = None
     runtime: str = "tinyvad"
     plan: str = "auto"
@@ -102,6 +105,8 @@ class Project:
             raise InputError(f"on_error {self.on_error!r}: choose stop or skip")
         if self.bank_bytes is not None and self.bank_bytes < 1:
             raise InputError(f"bank bytes {self.bank_bytes}: must be positive")
+        if not 1 <= self.tasks <= MAX_TASKS:
+            raise InputError(f"tasks {self.tasks}: choose 1 to {MAX_TASKS}")
         if self.dimensions is not None and self.dimensions < 2:
             raise InputError(f"dimensions {self.dimensions}: choose 2 or more")
         if not 8 <= self.bit_depth <= 16:

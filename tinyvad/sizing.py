@@ -136,11 +136,19 @@ def needs(
     return runtimes.tinyvad_needs(schedule, model, bank_bytes, target, frame)
 
 
-def bank_limit(flash: Sequence[budgets.Item], target: Target | None, bank_bytes: int | None) -> int | None:
+def bank_in_flash(bank_bytes: int, tasks: int, target: Target | None) -> int:
+    """Flash that a bank takes: itself, or two slots of whole erase units where the device may learn (docs/SPEC.md)."""
+    return bank_bytes if tasks == 1 or target is None else 2 * budgets.slot_area(bank_bytes, target)
+
+
+def bank_limit(
+    flash: Sequence[budgets.Item], target: Target | None, bank_bytes: int | None, tasks: int = 1
+) -> int | None:
     """Bytes that the bank may take: the user's bound and what the target's flash leaves, whichever is less.
 
     Args:
         flash: what else the build keeps there.
+        tasks: products that the build is made for; more than one need two slots.
 
     Raises:
         CheckFailed: the flash does not even hold the network.
@@ -150,7 +158,8 @@ def bank_limit(flash: Sequence[budgets.Item], target: Target | None, bank_bytes:
         without = [item for item in flash if item.owner != "bank.tvb"]
         remedy = "use a smaller --backbone, earlier --layers or a larger --target"
         budgets.make_budget(target, [], without).check(remedy)
-        limits.append(target.flash_bytes - sum(item.nbytes for item in without))
+        left = target.flash_bytes - sum(item.nbytes for item in without)
+        limits.append(left if tasks == 1 else left // 2 // target.flash_erase * target.flash_erase)
     return min(limits) if limits else None
 
 
@@ -219,7 +228,8 @@ class Trial:
 
     def bank_limit(self) -> int | None:
         """Bytes that the bank may take. Raises CheckFailed if the flash does not hold the network."""
-        return bank_limit(self.needs.flash if self.target is not None else [], self.target, self.project.bank_bytes)
+        flash = self.needs.flash if self.target is not None else []
+        return bank_limit(flash, self.target, self.project.bank_bytes, self.project.tasks)
 
     def too_slow(self, limit: float) -> str:
         """One line if the network takes more than ``limit`` milliseconds, '' if not."""

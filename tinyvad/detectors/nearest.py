@@ -7,7 +7,7 @@ Both kinds share ``CFG ``, int32 (4,): rows K, embedding length D, subspaces M, 
 ``unit``, for people, the device has no use for it.
 
 * ``CORE``: M = 0, bits = 8. ``BANK`` int8 (K, D), greedy order. value = min_k sum_d (x_d - BANK[k, d])**2.
-* ``PQPC``: ``INDX`` uint16 (D,) permutation, ``CBK `` int8 (M, V, D / M), ``CODE`` uint8 (K, M), or (K, ceil(M / 2)) with
+* ``PQPC``: ``INDX`` uint16 (D,) permutation, ``CBK `` int8 (M, V, D / M) with V <= 2**bits, ``CODE`` uint8 (K, M), or (K, ceil(M / 2)) with
   4-bit codes, the low nibble first. With y = x[INDX] cut into M sub-vectors y_j: T[j, v] = ||y_j - CBK[j, v]||**2 and
   value = min_k sum_j T[j, CODE[k, j]], in 32 bits: at most D * 255**2.
 
@@ -122,8 +122,11 @@ class PatchCoreLiteScorer:
         indices = take_section(sections, "INDX", (depth,), "uint16")
         if not np.array_equal(np.sort(indices), np.arange(depth)):
             raise InputError(f"bank section INDX: not a permutation of 0..{depth - 1}; build the bank again")
-        centroids = min(1 << bits, rows)
+        found = sections.get("CBK ")
+        centroids = found.shape[1] if found is not None and found.ndim == 3 else 0
         codebooks = take_section(sections, "CBK ", (subspaces, centroids, depth // subspaces), "int8")
+        if not 1 <= centroids <= 1 << bits:
+            raise InputError(f"bank section CBK : {centroids} centroids, codes of {bits} bits; build the bank again")
         packed = take_section(sections, "CODE", (rows, (subspaces * bits + 7) // 8), "uint8")
         codes = unpack_codes(packed, subspaces, bits)
         if codes.max() >= centroids:

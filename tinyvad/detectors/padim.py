@@ -31,6 +31,7 @@ from tinyvad.detectors.triangular import (
 from tinyvad.errors import InputError
 
 EPSILON = 0.01
+COMPACT_EPSILON = 0.02  # share of the mean variance
 VARIANCE_FLOOR = 1e-4  # real units; far below any direction that moves, it keeps good images that are all the same usable
 
 
@@ -73,7 +74,7 @@ class Padim:
             for batch in embeddings:
                 if not hasattr(self, "indices_"):
                     self.depth_ = batch.shape[-1]
-                    self.indices_: np.ndarray = self._draw(self.depth_)
+                    self.indices_: np.ndarray = draw_channels(self.depth_, self.channels, self.seed)
                 yield batch if len(self.indices_) == batch.shape[-1] else batch[..., self.indices_]
 
         return collect(subsets(), self.diagonal)
@@ -83,24 +84,12 @@ class Padim:
         self.statistics_: GaussianStatistics = statistics
         return self
 
-    def _draw(self, depth: int) -> np.ndarray:
-        if self.channels is None:
-            return np.arange(depth, dtype=np.uint16)
-        if not 1 <= self.channels <= depth:
-            raise InputError(f"channels = {self.channels}: the embedding has {depth}; choose 1 to {depth}")
-        chosen = np.random.default_rng(self.seed).choice(depth, self.channels, replace=False)
-        return np.sort(chosen).astype(np.uint16)
-
     def _real_steps(self) -> np.ndarray:
         return np.broadcast_to(np.asarray(self.steps, np.float64), self.depth_)[self.indices_]
 
     def covariance_(self) -> np.ndarray:
         """(H, W, d, d) in real units with epsilon on the diagonal; (H, W, d) variances for PaDiM-Lite."""
-        steps = self._real_steps()
-        covariance = self.statistics_.covariance()
-        if self.diagonal:
-            return covariance * steps**2 + self.epsilon
-        return covariance * steps[:, None] * steps + self.epsilon * np.eye(len(steps))
+        return real_covariance(self.statistics_, self._real_steps(), self.epsilon)
 
     def score(self, embeddings: np.ndarray) -> np.ndarray:
         """(n, H, W) float32 Mahalanobis distances in floating point, the study form."""
@@ -113,10 +102,39 @@ class Padim:
         """The integer form for the bank; the embeddings must have been int8."""
         steps = self._real_steps()
         indices = None if len(steps) == self.depth_ else self.indices_
-        with threadpool_limits(1, user_api="blas"):
-            covariance = self.covariance_()
-            in_units = covariance / (steps**2 if self.diagonal else steps[:, None] * steps)
-            return make_scorer(self.statistics_.mean, in_units, 0 if self.diagonal else self.bits, indices)
+        return padim_scorer(self.statistics_, steps, self.epsilon, self.bits, indices)
+
+
+def draw_channels(depth: int, channels: int | None, seed: int) -> np.ndarray:
+    """(d,) uint16 ascending: a fixed random subset of ``depth`` channels, all of them for None.
+
+    Raises:
+        InputError: more channels than there are.
+    """
+    if channels is None:
+        return np.arange(depth, dtype=np.uint16)
+    if not 1 <= channels <= depth:
+        raise InputError(f"channels = {channels}: the embedding has {depth}; choose 1 to {depth}")
+    chosen = np.random.default_rng(seed).choice(depth, channels, replace=False)
+    return np.sort(chosen).astype(np.uint16)
+
+
+def real_covariance(statistics: GaussianStatistics, steps: np.ndarray, epsilon: float) -> np.ndarray:
+    """(H, W, d, d) covariances in real units plus epsilon * I; (H, W, d) variances of diagonal statistics."""
+    covariance = statistics.covariance()
+    if statistics.diagonal:
+        return covariance * steps**2 + epsilon
+    return covariance * steps[:, None] * steps + epsilon * np.eye(len(steps))
+
+
+def padim_scorer(
+    statistics: GaussianStatistics, steps: np.ndarray, epsilon: float, bits: int, indices: np.ndarray | None
+) -> TriangularScorer:
+    """The integer PaDiM, or PaDiM-Lite of diagonal statistics, of the d channels that ``statistics`` and ``steps`` have."""
+    with threadpool_limits(1, user_api="blas"):
+        covariance = real_covariance(statistics, steps, epsilon)
+        in_units = covariance / (steps**2 if statistics.diagonal else steps[:, None] * steps)
+        return make_scorer(statistics.mean, in_units, 0 if statistics.diagonal else bits, indices)
 
 
 class PadimCompact:
@@ -128,6 +146,8 @@ class PadimCompact:
         bits: 4 or 8 bits a factor entry.
         shrinkage: weight of the pooled covariance; None takes 0.05, or d / (n + d) with at most 2d images.
         epsilon: share of the mean pooled variance added to every direction.
+        headroom: room for means beyond the fitted ones: 2.0 lets other products' means lie twice as far out before the
+            device's int8 values saturate, and doubles the part of their unit that these means took.
 
     Attributes:
         statistics_: the mergeable sums of the full embedding.
@@ -141,10 +161,11 @@ class PadimCompact:
         steps: np.ndarray | float = 1.0,
         bits: int = 4,
         shrinkage: float | None = None,
-        epsilon: float = 0.02,
+        epsilon: float = COMPACT_EPSILON,
+        headroom: float = 1.0,
     ) -> None:
         self.dimensions, self.steps, self.bits = dimensions, steps, bits
-        self.shrinkage, self.epsilon = shrinkage, epsilon
+        self.shrinkage, self.epsilon, self.headroom = shrinkage, epsilon, headroom
 
     def fit(self, embeddings: Iterable[np.ndarray]) -> PadimCompact:
         """Sum up a stream of (n, H, W, D) embeddings, one pass."""
@@ -179,10 +200,9 @@ class PadimCompact:
 
     def _regularised(self, u: np.ndarray, lam: np.ndarray, mean_variance: float) -> np.ndarray:
         """(H, W, d, d) covariances of U'x, shrunk towards the pooled one (the identity here)."""
-        d, n = self.dimensions, self.statistics_.count
         weight = self.shrinkage
         if weight is None:
-            weight = 0.05 if n > 2 * d else d / (n + d)
+            weight = pooled_weight(self.statistics_.count, self.dimensions)
         inside = np.matmul(np.matmul(u.T, self.statistics_.covariance()), u)
         return (1 - weight) * inside + np.diag(weight + self.epsilon * mean_variance / lam)
 
@@ -196,12 +216,27 @@ class PadimCompact:
         """The integer form for the bank; the embeddings must have been int8."""
         with threadpool_limits(1, user_api="blas"):
             u, lam, offset, mean_variance = self.directions_()
-            spread = np.abs((self.statistics_.mean - offset) @ u).max()
-            step = float((1.25 * spread + 6.0) / 127)
+            step = self._unit(u, offset)
             projection, u = make_projection(u, offset, step)
             covariance = self._regularised(u, lam, float(mean_variance)) / step**2
             return make_scorer(_projected_mean(projection, u, self.statistics_.mean, offset, step), covariance,
                                self.bits, projection=projection)  # fmt: skip
+
+    def projection_(self) -> Projection:
+        """What ``to_scorer`` projects with, on its own."""
+        with threadpool_limits(1, user_api="blas"):
+            u, _, offset, _ = self.directions_()
+            return make_projection(u, offset, self._unit(u, offset))[0]
+
+    def _unit(self, u: np.ndarray, offset: np.ndarray) -> float:
+        """Pooled standard deviations that one unit of y stands for."""
+        spread = np.abs((self.statistics_.mean - offset) @ u).max()
+        return float((1.25 * self.headroom * spread + 6.0) / 127)
+
+
+def pooled_weight(images: int, dimensions: int) -> float:
+    """Share of the pooled covariance in each cell's: little once the images are more than twice the dimensions."""
+    return 0.05 if images > 2 * dimensions else dimensions / (images + dimensions)
 
 
 def _projected_mean(

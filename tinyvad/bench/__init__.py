@@ -1,0 +1,1 @@
+"""``tinyvad bench``: streams of products x methods x backbones, run anywhere, and the papers' cost columns."""
