@@ -75,13 +75,14 @@ def _compare(
 ) -> dict[str, Any]:
     inputs = apply_table(seen(firmware, images), model.table)
     taps = model.engine.features(inputs)
-    maps = model.scorer.score(model.embedding.integer(taps))  # (n, H, W)
+    maps, tasks = model.score_embeddings(model.embedding.integer(taps))  # (n, H, W), (n,)
     wrong = [mine != run.tensors[name] for name, mine in zip(firmware.taps, taps, strict=True)]
     wrong_cells = maps != run.maps
     peaks = maps.reshape(len(maps), -1)
     wrong_results = (
         (run.scores != peaks.max(1))
-        | (run.labels != (peaks.max(1) >= model.threshold))
+        | (run.tasks != tasks)
+        | (run.labels != (peaks.max(1) >= model.scorers.thresholds[tasks]))
         | (run.places[:, 0] * maps.shape[2] + run.places[:, 1] != peaks.argmax(1))
     )
     result: dict[str, Any] = {

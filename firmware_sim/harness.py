@@ -8,7 +8,7 @@ Flows in: pictures as the camera would write them. Flows out: a ``Run``. All num
         STCK stack_bytes                               of them and of tvad_run
         TICK step layer ticks                          first picture, if asked for; layer 65535: a move
         ROWS image layer row rows                      then rows x out_w x out_c int8
-        DONE image status score label row column h w   then h x w uint32, if status is 0
+        DONE image status score label row column h w task   then h x w uint32, if status is 0
         FALT exception CFSR HFSR address pc lr sp      the program has died
         END.
 """
@@ -39,7 +39,7 @@ class Run:
     """What the runtime made of n pictures.
 
     Attributes:
-        scores, labels: (n,) uint32. places: (n, 2) row and column of the highest cell. maps: (n, H, W) uint32.
+        scores, labels, tasks: (n,) uint32. places: (n, 2) row and column of the highest cell. maps: (n, H, W) uint32.
         tensors: int8 (n, h, w, C) of every traced tensor by name.
         ticks: (layer, ticks) a step of the first picture.
         stack_bytes: the deepest of tvad_open, tvad_self_test and tvad_run; 0 on a PC.
@@ -47,6 +47,7 @@ class Run:
 
     scores: np.ndarray
     labels: np.ndarray
+    tasks: np.ndarray
     places: np.ndarray
     maps: np.ndarray
     tensors: dict[str, np.ndarray]
@@ -109,10 +110,10 @@ def read_result(folder: Path, slots: list[Slot], n: int) -> Run:
             raise CheckFailed(f"tvad_run refuses picture {image}: error {_status(status)}; please report this")
     if not read.ended or len(read.done) != n:
         raise CheckFailed(f"the firmware stopped after {len(read.done)} of {n} pictures without a word; please report this")
-    done = np.array(read.done, np.int64)  # (n, 8)
+    done = np.array(read.done, np.int64)  # (n, 9)
+    scores, labels, tasks = done[:, [2, 3, 8]].T.astype(np.uint32)
     return Run(
-        done[:, 2].astype(np.uint32), done[:, 3].astype(np.uint32), done[:, 4:6], np.stack(read.maps),
-        _tensors(read.rows, slots, n), read.ticks, read.stack,
+        scores, labels, tasks, done[:, 4:6], np.stack(read.maps), _tensors(read.rows, slots, n), read.ticks, read.stack,
     )  # fmt: skip
 
 

@@ -157,7 +157,7 @@ def test_scorers_survive_a_bank_file(rng):
     probe = maps(rng, 3)
     for scorer in scorers(rng):
         data = write_bank(Header(scorer.kind, 1, (32, 32), (3, 4), 1), scorer.sections(), scorer.required)
-        loaded = load_scorer(read_bank(data), 12)
+        loaded = load_scorer(scorer.kind, read_bank(data).sections, (3, 4), 12)
         assert type(loaded) is type(scorer) and loaded.unit == scorer.unit
         np.testing.assert_array_equal(loaded.score(probe), scorer.score(probe))
         assert loaded.macs((3, 4)) == scorer.macs((3, 4)) and loaded.scratch_bytes() == scorer.scratch_bytes()

@@ -191,7 +191,7 @@ def test_this_pc_computes_pythons_integers(tmp_path, images, compiler):
 def test_sanitizers_find_nothing(tmp_path, images, compiler):
     build = tiny_build.tiny_build(tmp_path, None, frame="50x40-rgb565")
     run = host.run(build, images, sanitize=True)
-    np.testing.assert_array_equal(run.maps, load(build).grid_maps(seen(read_firmware(build), images)))
+    np.testing.assert_array_equal(run.maps, load(build).grid_maps(seen(read_firmware(build), images))[0])
 
 
 def test_a_wrong_constant_is_found_and_its_tensor_named(m7, tmp_path, images, compiler):

@@ -134,8 +134,8 @@ def test_a_fitted_scorer_has_the_blank_ones_needs(folder: Path) -> None:
     bank = open_bank(folder / "bank.tvb")
     rows = bank.sections["TAPS"]
     depth = int(rows[:, 2].sum())
-    fitted = load_scorer(bank, depth)
     grid = (int(bank.header.grid_size[0]), int(bank.header.grid_size[1]))
+    fitted = load_scorer(bank.header.kind, bank.sections, grid, depth)
     tensors = [Tensor(f"t{i}", (1, *(int(v) for v in row[:3])), "int8") for i, row in enumerate(rows)]
     blank = variants.blank_scorer(plan_method(None, tensors, 96, 12, 64 << 10), depth)
     assert blank.scratch_bytes() == fitted.scratch_bytes()

@@ -30,11 +30,16 @@ import numpy as np
 from PIL import Image
 
 from tinyvad import fitting
-from tinyvad.bank import Header, pack_meta, write_bank
+from tinyvad.bank import Header
 from tinyvad.build_report import BuildFacts, make_cases, make_report
 from tinyvad.calibration import CALIBRATION_IMAGES, quantize_on
 from tinyvad.choosing import Choice, Chooser
 from tinyvad.detectors import METHODS, Scorer
+from tinyvad.detectors.bank_tasks import BankTask, Learning, bank_of_tasks
+from tinyvad.detectors.nearest import PatchCoreScorer
+from tinyvad.detectors.routing import prototype, signatures
+from tinyvad.detectors.task_gaussians import TaskStatistics
+from tinyvad.detectors.task_memory import novelty
 from tinyvad.embedding import Embedding, on_grid
 from tinyvad.engines import Engine, threads
 from tinyvad.engines.int8 import Int8Engine
@@ -72,6 +77,7 @@ from tinyvad.version import __version__
 
 SAMPLE_IMAGES = 8
 SELF_TEST_CELLS = 4
+IMAGES_TO_FILL = 8  # images of a new product that may fill its share of a memory bank on the device
 FIRMWARE = "firmware"
 # what lies in firmware/ after `make` there; it is all made again
 FIRMWARE_SUFFIXES = (".c", ".h", ".S", ".ld", ".md", ".tvb", ".o", ".su", ".d", ".elf", ".map")
@@ -97,6 +103,10 @@ class Fitted:
     golden: np.ndarray
     threshold: int
     rule: str
+    images: int
+    prototype: np.ndarray
+    statistics: TaskStatistics | None
+    ladder: np.ndarray | None
 
 
 def build(project: Project, progress: Progress | None = None) -> list[Built]:
@@ -293,12 +303,15 @@ class _Build:
             copies, rule = fitting.TapStore(self.tensors), "shifted copies of the only good image"
             copies.append(self.taps(name, fitting.shifted_copies(samples[0])))
         tell = lambda done, total: self.tell(f"fit ({name})", done, total)  # noqa: E731
-        scorer, held_out = fitting.fit_and_hold_out(store, embedding, self.plan, copies, tell)
+        fit = fitting.fit_and_hold_out(store, embedding, self.plan, self.project.quantile, copies, tell)
         first = next(iter(store.embeddings(embedding, np.arange(1))))[0]  # (H, W, D)
         # images that hardly differ make every fold's scores alike: the images that were fitted must pass as well
-        seen = fitting.image_scores(scorer, store.embeddings(embedding))
-        threshold = max(fitting.threshold_of(scores, self.project.quantile) for scores in (held_out, seen))
-        return Fitted(embedding, scorer, held_out, first, threshold, rule)
+        seen = fitting.image_scores(fit.scorer, store.embeddings(embedding))
+        threshold = max(fitting.threshold_of(scores, self.project.quantile) for scores in (fit.held_out, seen))
+        channels = embedding.taps[-1].channels
+        total = sum(signatures(batch, channels).sum(0) for batch in store.embeddings(embedding))
+        return Fitted(embedding, fit.scorer, fit.held_out, first, threshold, rule, store.count,
+                      prototype(np.asarray(total), store.count), fit.statistics, fit.ladder)  # fmt: skip
 
     def finish(self, folder: Path, files: dict[str, bytes], fitted: dict[str, Fitted]) -> dict[str, Any]:
         """Banks, budget, manifest, comparison of engines, evaluation and report into ``folder``; the report's content."""
@@ -358,21 +371,33 @@ class _Build:
         )
         scores = fitted.scorer.score(fitted.golden[None])[0]  # (H, W)
         cells = np.unique(np.linspace(0, scores.size - 1, SELF_TEST_CELLS).round().astype(int))
-        sections = {
-            "LUT ": self.table,
-            **fitted.embedding.sections(),
-            "THRS": np.array([fitted.threshold], np.uint32),
-            **fitted.scorer.sections(),
-            "TEST": fitted.golden.reshape(-1, fitted.embedding.depth)[cells],
-            "GOLD": np.array([[0, cell, scores.flat[cell]] for cell in cells], np.uint32),
-            "META": pack_meta({
-                "method": self.plan.method,
-                "task": self.dataset.name,
-                "layers": [tap.name for tap in fitted.embedding.taps],
-                "unit": fitted.scorer.unit,
-            }),
-        }  # fmt: skip
-        return write_bank(header, sections, ("LUT ", "TAPS", "THRS", *fitted.scorer.required))
+        golden = (
+            fitted.golden.reshape(-1, fitted.embedding.depth)[cells],
+            np.array([[0, cell, scores.flat[cell]] for cell in cells], np.uint32),
+        )
+        meta = {
+            "method": self.plan.method,
+            "layers": [tap.name for tap in fitted.embedding.taps],
+            "unit": fitted.scorer.unit,
+        }
+        shared = {"LUT ": self.table, **fitted.embedding.sections()}
+        ladder = fitted.ladder
+        if ladder is not None:  # a task that is cut keeps at least the threshold that it had
+            rising = np.maximum(np.maximum.accumulate(ladder[:, 1]), fitted.threshold)
+            ladder = np.stack([ladder[:, 0], rising], 1)
+        task = BankTask(self.dataset.name, fitted.images, fitted.threshold, fitted.rule, fitted.prototype, ladder)
+        return bank_of_tasks(header, shared, [fitted.scorer], [task], golden, meta, self.learning(fitted.scorer))
+
+    def learning(self, scorer: Scorer) -> Learning | None:
+        """What a device must know to learn; None where the build is for one product."""
+        tasks = self.project.tasks
+        if tasks == 1:
+            return None
+        rows = self.plan.rows
+        if not isinstance(scorer, PatchCoreScorer):
+            return Learning(self.slot_bytes(), tasks, rows)
+        share = max(rows // tasks, 1)
+        return Learning(self.slot_bytes(), tasks, rows, max(share // IMAGES_TO_FILL, 1), novelty(scorer.bank, share))
 
     def manifest(self, folder: Path, fitted: dict[str, Fitted]) -> dict[str, Any]:
         graph, project = self.engine.graph, self.project

@@ -309,33 +309,53 @@ def distill(
 @main.command(name="eval")
 @click.argument("build_folder", metavar="BUILD", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), required=True)
-@click.option("--category", help="Which one, if --data holds several. Default: the build's own.")
+@click.option("--category", help="Which one, if --data holds several. Default: the build's own, of several tasks all.")
+@click.option("--task", help="Score all images by this product's part of the bank. Default: the nearest of each image.")
 @engine_option
 @on_error_option
 @json_option
 @_verb
 def evaluate(
-    build_folder: Path, data: Path, category: str | None, engine: str, on_error: str | None, as_json: bool
+    build_folder: Path, data: Path, category: str | None, task: str | None, engine: str, on_error: str | None, as_json: bool
 ) -> None:
-    """Metrics on labelled images.
+    """Metrics on labelled images; of a build of several products on all of them that --data holds.
 
     Example: tinyvad eval build --data bottle --engine int8 --json
     """
     from tinyvad.evaluate import evaluate as measure
+    from tinyvad.evaluate import evaluate_tasks
     from tinyvad.images import find_datasets
     from tinyvad.model import load
 
     model = load(build_folder, engine)
     datasets = {dataset.name: dataset for dataset in find_datasets(data, need_good=False)}
-    wanted = category or (model.manifest["task"] if len(datasets) > 1 else next(iter(datasets)))
-    if wanted not in datasets:
-        raise InputError(f"{data} has no category {wanted}; choose with --category among {', '.join(datasets)}")
     tell = _progress(as_json)
-    result = measure(model, datasets[wanted], on_error or "stop", lambda done, total: tell("test images", done, total))
-    for path, reason in result.skipped:
+    value: dict[str, Any]
+    if category is None and len(datasets) > 1 and len(model.task_names) > 1:
+        value, skipped = evaluate_tasks(model, list(datasets.values()), on_error or "stop", tell, task)
+        lines = [f"{name}: {_metrics_line(metrics)}" for name, metrics in value["tasks"].items()]
+        lines.append(_mean_line(value))
+    else:
+        wanted = category or (model.task_names[0] if len(datasets) > 1 else next(iter(datasets)))
+        if wanted not in datasets:
+            raise InputError(f"{data} has no category {wanted}; choose with --category among {', '.join(datasets)}")
+        told = functools.partial(tell, "test images")
+        result = measure(model, datasets[wanted], on_error or "stop", told, task)
+        value, skipped, lines = result.metrics, result.skipped, [_metrics_line(result.metrics)]
+    for path, reason in skipped:
         click.echo(f"skipped {path}: {reason}", err=True)
-    value = {**result.metrics, "skipped": [str(path) for path, _ in result.skipped], "warnings": _warn(model)}
-    _emit(as_json, value, _metrics_line(result.metrics))
+    value = {**value, "skipped": [str(path) for path, _ in skipped], "warnings": _warn(model)}
+    _emit(as_json, value, "\n".join(lines))
+
+
+def _mean_line(value: dict[str, Any]) -> str:
+    names = ("image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_F1Max", "pixel_AUPRO")
+    shown = [f"{name} {value['mean'][name]:.3f}" for name in names if value["mean"].get(name) is not None]
+    if value["routing_accuracy"] is not None:
+        shown.append(f"{value['routing_accuracy']:.1%} of the images taken for their own product")
+    if value["not_evaluated"]:
+        shown.append(f"no images of {', '.join(value['not_evaluated'])}")
+    return f"mean of {len(value['tasks'])}: " + ", ".join(shown)
 
 
 @main.command()
@@ -349,7 +369,8 @@ def evaluate(
 def predict(
     build_folder: Path, images: tuple[Path, ...], overlay: Path | None, engine: str, on_error: str | None, as_json: bool
 ) -> None:
-    """Score images (files or folders of files): `image_path pred_score pred_label threshold` a line.
+    """Score images (files or folders of files): `image_path pred_score pred_label threshold` a line, and the task if the
+    build knows several products.
 
     Example: tinyvad predict build part1.png part2.png --overlay heat-maps
     """
@@ -366,11 +387,13 @@ def predict(
             "image_path": str(prediction.image_path),
             "pred_score": prediction.pred_score,
             "pred_label": prediction.pred_label,
-            "threshold": model.threshold_score,
+            "threshold": prediction.threshold,
+            "task": prediction.task,
         }
         rows.append(row)
         if not as_json:
-            click.echo(f"{row['image_path']} {row['pred_score']:.6g} {row['pred_label']} {row['threshold']:.6g}")
+            words = f"{row['image_path']} {row['pred_score']:.6g} {row['pred_label']} {row['threshold']:.6g}"
+            click.echo(f"{words} {row['task']}" if len(model.task_names) > 1 else words)
         if overlay is not None:
             _save_overlay(model, prediction, overlay, len(rows))
     for path, reason in skipped:
@@ -385,8 +408,8 @@ def _save_overlay(model: Any, prediction: Any, folder: Path, number: int) -> Non
 
     image = model.preprocessing.uint8_input(prediction.image_path)
     name = f"{number:05d}_{prediction.image_path.stem[:60]}.png"
-    limit = scale_limit(model.threshold_score, [])
-    save_overlay(folder / name, image, prediction.anomaly_map, model.threshold_score, limit, prediction.pred_mask)
+    limit = scale_limit(prediction.threshold, [])
+    save_overlay(folder / name, image, prediction.anomaly_map, prediction.threshold, limit, prediction.pred_mask)
 
 
 @main.command()

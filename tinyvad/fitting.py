@@ -6,9 +6,10 @@ Flows out: the embedding, the fitted scorer, held-out scores and the threshold.
 The default method, by a rule that looks at no defect: ``padim-compact`` from five good images on, ``patchcore`` below
 (a nearest neighbour needs no covariance). ``padim-compact`` takes the first of these forms whose bank fits the bytes: the
 stride-8 grid with d = 48 or 40, which gives the finer heat map; the deepest tap's grid with the largest d of
-``DIMENSIONS``; half that grid; then half and quarter grids with ``SMALL_DIMENSIONS``. The other methods take the deepest
-tap's grid. Reason: in the reference study the image AUROC of compact banks rises with d up to about 48 to 64, falls
-quickly below 40, and hardly depends on the grid, which the heat map needs.
+``DIMENSIONS`` (or with d = 32, before its half falls below six cells a side); half that grid; then half and quarter
+grids with ``SMALL_DIMENSIONS``. The other methods take the deepest tap's grid. Reason: in the reference study the image
+AUROC of compact banks rises with d up to about 48 to 64, falls quickly below 40, and hardly depends on the grid, which
+the heat map needs.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from tinyvad.detectors import METHODS, Scorer
+from tinyvad.detectors import METHODS, Scorer, task_memory
 from tinyvad.detectors.padim import Padim, PadimCompact, compact_bytes
+from tinyvad.detectors.task_gaussians import Space, TaskStatistics, collect_task, scorer_of
 from tinyvad.embedding import Embedding, make_taps
 from tinyvad.errors import CheckFailed, InputError
 from tinyvad.graph.ir import Tensor
@@ -31,6 +33,7 @@ from tinyvad.graph.ir import Tensor
 DIMENSIONS = (64, 56, 48, 40)
 SMALL_DIMENSIONS = (32, 24, 16, 8)
 FINE_DIMENSIONS = (48, 40)
+FEWEST_CELLS = 6  # a side: rather than a coarser map, fewer directions
 FINE_STRIDE = 8
 FEWEST_FOR_GAUSSIANS = 5
 FOLDS = 5
@@ -167,7 +170,10 @@ def _shapes(
     if method == "padim-compact" and fine:
         yield fine[-1], fine_choices
     grids = list(_grids(maps[0]))
-    for cells in grids[:2]:
+    yield grids[0], large
+    if len(grids) > 1 and min(grids[1]) < FEWEST_CELLS:
+        yield grids[0], small[:1]
+    for cells in grids[1:2]:
         yield cells, large
     for cells in grids[1:] or grids:
         yield cells, small
@@ -232,6 +238,34 @@ def make_detector(plan: MethodPlan, embedding: Embedding) -> Any:
     return kind(step=float(embedding.steps[0]), **settings)
 
 
+class _Learnable:
+    """A PaDiM detector of a build for several products: the first of them fixes the bank's ``Space``."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+
+    def collect(self, embeddings: Iterable[np.ndarray]) -> TaskStatistics:
+        return collect_task(self.space, embeddings)
+
+    def fit_statistics(self, statistics: TaskStatistics) -> _Learnable:
+        self.statistics_ = statistics
+        return self
+
+    def to_scorer(self) -> Scorer:
+        return scorer_of(self.space, self.statistics_)
+
+
+def make_space(store: TapStore, embedding: Embedding, plan: MethodPlan) -> Space:
+    """How a PaDiM bank for several products sees an embedding, from the good images of the first."""
+    settings = dict(plan.settings)
+    if plan.method == "padim-compact":
+        statistics = PadimCompact(steps=embedding.steps, **settings).collect(store.embeddings(embedding))
+        return Space.compact(statistics, settings["dimensions"], embedding.steps, settings["bits"])
+    if plan.method == "padim-lite":
+        return Space.plain(embedding.steps, bits=0)
+    return Space.plain(embedding.steps, settings["bits"], settings["channels"], settings["seed"])
+
+
 def make_embedding(store: TapStore, tensors: Sequence[Tensor], plan: MethodPlan) -> Embedding:
     """The embedding whose units hold what the good images showed."""
     unit = Embedding(make_taps(tensors, [127 / 1.2] * len(tensors), False), plan.grid)
@@ -244,44 +278,94 @@ def make_embedding(store: TapStore, tensors: Sequence[Tensor], plan: MethodPlan)
     return Embedding(make_taps(tensors, limits.tolist(), plan.common_step), plan.grid)
 
 
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What ``fit_and_hold_out`` gives.
+
+    Attributes:
+        scorer: fitted on all images. held_out: (m,) int64 scores of good images by scorers that have not seen them.
+        statistics: exact sums of all images in the space of a bank for several products, else None.
+        ladder: (L, 2) uint32, of a memory bank: the thresholds that its prefixes would have (LADR), else None.
+    """
+
+    scorer: Scorer
+    held_out: np.ndarray
+    statistics: TaskStatistics | None = None
+    ladder: np.ndarray | None = None
+
+
 def fit_and_hold_out(
     store: TapStore,
     embedding: Embedding,
     plan: MethodPlan,
+    quantile: float = QUANTILE,
     copies: TapStore | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Scorer, np.ndarray]:
-    """The scorer fitted on all images, and (m,) int64 scores of good images by scorers that have not seen them.
+) -> Fit:
+    """Fit on all images, and score good images by scorers that have not seen them.
 
     Cross-fitting: the images are dealt into folds in turn, each fold is scored by a detector fitted on the rest. Up to
     ten images every fold is one image (leave one image out), else there are five. A single image can't be held out: its
     shifted ``copies`` are scored instead (see ``shifted_copies``). The sums of the PaDiM family are exact, so a fold is
     taken off the whole instead of summing up the rest anew.
     """
-    n = store.count
-    count = n if n <= LEAVE_ONE_OUT_UP_TO else FOLDS
-    folds = [np.arange(fold, n, count) for fold in range(count)]
-    detector = make_detector(plan, embedding)
-    parts = None
-    if hasattr(detector, "collect"):
-        parts = [detector.collect(store.embeddings(embedding, fold)) for fold in folds]
-        whole = reduce(type(parts[0]).merge, parts)
-        scorer: Scorer = detector.fit_statistics(whole).to_scorer()
-    else:
-        scorer = detector.fit(store.embeddings(embedding)).to_scorer()
-    if n == 1 and copies is not None:
-        return scorer, image_scores(scorer, copies.embeddings(embedding))
-    scores = np.zeros(n, np.int64)
-    for done, held in enumerate(folds):
-        if parts is not None:
-            blind = detector.fit_statistics(whole.without(parts[done])).to_scorer()
-        else:
-            rest = np.setdiff1d(np.arange(n), held)
-            blind = make_detector(plan, embedding).fit(store.embeddings(embedding, rest)).to_scorer()
+    if plan.method.startswith("patchcore"):
+        return _fit_memory(store, embedding, plan, quantile, copies, progress)
+    learnable = plan.tasks > 1
+    detector: Any = _Learnable(make_space(store, embedding, plan)) if learnable else make_detector(plan, embedding)
+    folds = deal(store.count)
+    parts = [detector.collect(store.embeddings(embedding, fold)) for fold in folds]
+    whole = reduce(type(parts[0]).merge, parts)
+    scorer: Scorer = detector.fit_statistics(whole).to_scorer()
+    statistics = whole if learnable else None
+    if copies is not None:
+        return Fit(scorer, image_scores(scorer, copies.embeddings(embedding)), statistics)
+    scores = np.zeros(store.count, np.int64)
+    for done, (held, part) in enumerate(zip(folds, parts, strict=True)):
+        blind = detector.fit_statistics(whole.without(part)).to_scorer()
         scores[held] = image_scores(blind, store.embeddings(embedding, held))
         if progress is not None:
             progress(done + 1, len(folds))
-    return scorer, scores
+    return Fit(scorer, scores, statistics)
+
+
+def deal(n: int) -> list[np.ndarray]:
+    """Numbers of the images of each fold of a cross-fit over n images."""
+    count = n if n <= LEAVE_ONE_OUT_UP_TO else FOLDS
+    return [np.arange(fold, n, count) for fold in range(count)]
+
+
+def _fit_memory(
+    store: TapStore,
+    embedding: Embedding,
+    plan: MethodPlan,
+    quantile: float,
+    copies: TapStore | None,
+    progress: Callable[[int, int], None] | None,
+) -> Fit:
+    """``fit_and_hold_out`` of the memory banks, whose prefixes are scored along."""
+    detector = make_detector(plan, embedding).fit(store.embeddings(embedding))
+    scorer: Scorer = detector.to_scorer()
+    sizes = task_memory.ladder_sizes(len(detector.memory_bank_))
+    if copies is not None:
+        scores = task_memory.nested_scores(_memory(detector), sizes, copies.embeddings(embedding))
+    else:
+        scores = np.zeros((len(sizes), store.count), np.int64)
+        folds = deal(store.count)
+        for done, held in enumerate(folds):
+            rest = np.setdiff1d(np.arange(store.count), held)
+            blind = _memory(make_detector(plan, embedding).fit(store.embeddings(embedding, rest)))
+            scores[:, held] = task_memory.nested_scores(blind, sizes, store.embeddings(embedding, held))
+            if progress is not None:
+                progress(done + 1, len(folds))
+    ladder = task_memory.ladder_of_scores(sizes, scores, lambda row: threshold_of(row, quantile))
+    return Fit(scorer, scores[0], None, ladder)
+
+
+def _memory(detector: Any) -> task_memory.TaskMemory:
+    """What a PatchCore detector stores; of a quantised one the decoded vectors, whose distances are its own."""
+    codes = getattr(detector, "codes_", None)
+    return task_memory.TaskMemory(detector.memory_bank_ if codes is None else detector.quantizer_.decode(codes), 0, codes)
 
 
 def shifted_copies(image: np.ndarray) -> np.ndarray:

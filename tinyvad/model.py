@@ -1,7 +1,8 @@
 """A build, loaded: images in, predictions out, by the one scoring rule that the device follows too.
 
     image file --decode, integer resize--> uint8 (S, S, 3) --table--> int8 --engine--> tapped maps
-    --embedding--> int8 vectors --bank--> squared distances, integers (H, W) --maximum--> score --threshold--> label
+    --embedding--> int8 vectors --prototypes--> task --its part of the bank--> squared distances, integers (H, W)
+    --maximum--> score --the task's threshold--> label
 
 Flows in: a build folder and images. Flows out: ``Prediction``s. Whatever the engine, everything behind the tapped maps
 is the same integer code; the float engine's maps are first put on the taps' int8 grids.
@@ -20,6 +21,7 @@ import numpy as np
 
 from tinyvad.bank import Bank, open_bank
 from tinyvad.detectors import Scorer, check_bank
+from tinyvad.detectors.tasks import TaskScorers
 from tinyvad.embedding import Embedding, align_matrix
 from tinyvad.engines import Engine, open_engine
 from tinyvad.errors import CheckFailed, InputError
@@ -45,6 +47,8 @@ class Prediction:
         image_path: the file, or None for an array.
         raw_score: the integer that the device compares with its threshold.
         grid_map: (H, W) uint32, the device's integers a cell.
+        task: name of the product that the image was taken for, and scored by.
+        threshold: that task's, in the units of ``pred_score``.
     """
 
     pred_score: float
@@ -54,6 +58,8 @@ class Prediction:
     image_path: Path | None
     raw_score: int
     grid_map: np.ndarray
+    task: str
+    threshold: float
 
 
 class Model:
@@ -61,8 +67,8 @@ class Model:
 
     Attributes:
         manifest: the build's manifest.json.
-        preprocessing, embedding, scorer, engine, bank: the parts, in the order in which an image meets them.
-        threshold: integer; a raw score at or above it is anomalous.
+        preprocessing, embedding, scorers, engine, bank: the parts, in the order in which an image meets them.
+        task_names: of the products, by task number.
     """
 
     def __init__(
@@ -71,22 +77,42 @@ class Model:
         preprocessing: Preprocessing,
         table: np.ndarray,
         embedding: Embedding,
-        scorer: Scorer,
+        scorers: TaskScorers,
         engine: Engine,
         bank: Bank,
     ) -> None:
         self.manifest, self.preprocessing, self.table = manifest, preprocessing, table
-        self.embedding, self.scorer, self.engine, self.bank = embedding, scorer, engine, bank
-        self.threshold = int(bank.sections["THRS"][0])
+        self.embedding, self.scorers, self.engine, self.bank = embedding, scorers, engine, bank
+        self.task_names = task_names(bank, manifest["task"], len(scorers.scorers))
+
+    @property
+    def scorer(self) -> Scorer:
+        """The scorer of the task that takes longest; its unit and its scratch are those of every task."""
+        return self.scorers.largest
+
+    @property
+    def threshold(self) -> int:
+        """The first task's: a raw score at or above it is anomalous. ``scorers.thresholds`` has all."""
+        return int(self.scorers.thresholds[0])
 
     @property
     def threshold_score(self) -> float:
-        """The threshold in the units of ``pred_score``."""
-        return float(self.real(np.array(self.threshold)))
+        """The first task's threshold in the units of ``pred_score``."""
+        return self.task_threshold(0)
+
+    def task_threshold(self, task: int) -> float:
+        """The threshold of a task number in the units of ``pred_score``."""
+        return float(self.real(self.scorers.thresholds[task]))
+
+    def task_number(self, name: str) -> int:
+        """The number of a task. Raises InputError if the build has none of that name."""
+        if name not in self.task_names:
+            raise InputError(f"the build has no task {name!r}; it has {', '.join(self.task_names)}")
+        return self.task_names.index(name)
 
     def real(self, raw: np.ndarray) -> np.ndarray:
         """Integer scores -> distances in the detector's real units, float64."""
-        return np.sqrt(np.asarray(raw, np.float64)) * self.scorer.unit
+        return np.sqrt(np.asarray(raw, np.float64)) * self.scorers.scorers[0].unit
 
     def taps(self, images: np.ndarray) -> list[np.ndarray]:
         """Tapped int8 maps [(n, h, w, c)] of (n, S, S, 3) uint8 images."""
@@ -95,52 +121,74 @@ class Model:
         floats = np.stack([self.preprocessing.float_input(image) for image in images])
         return self.embedding.quantize_maps(self.engine.features(floats))
 
-    def grid_maps(self, images: np.ndarray) -> np.ndarray:
-        """(n, H, W) uint32: the device's integers for (n, S, S, 3) uint8 images."""
-        return self.scorer.score(self.embedding.integer(self.taps(images)))
+    def grid_maps(self, images: np.ndarray, task: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The device's integers for (n, S, S, 3) uint8 images.
+
+        Args:
+            task: score by this one; None: by the one that each image is nearest to.
+
+        Returns:
+            maps (n, H, W) uint32, task numbers (n,) int64.
+        """
+        return self.score_embeddings(self.embedding.integer(self.taps(images)), task)
+
+    def score_embeddings(self, embeddings: np.ndarray, task: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """``grid_maps`` of images whose (n, H, W, D) int8 embeddings are known."""
+        if task is None:
+            tasks = self.scorers.route(embeddings)
+        else:
+            tasks = np.full(len(embeddings), self.task_number(task))
+        return self.scorers.score(embeddings, tasks), tasks
 
     def predict(
-        self, images: str | Path | np.ndarray | Sequence[str | Path | np.ndarray]
+        self, images: str | Path | np.ndarray | Sequence[str | Path | np.ndarray], task: str | None = None
     ) -> Prediction | list[Prediction]:
         """Predict one image (a file or an (H, W, 3) uint8 array) or a list of them.
 
+        Args:
+            task: name of the product, where it is known; None: found for every image.
+
         Raises:
-            InputError: an image that can't be read, by name.
+            InputError: an image that can't be read, by name; no such task.
         """
         single = isinstance(images, (str, Path)) or (isinstance(images, np.ndarray) and images.ndim in (2, 3))
         sources: Sequence[Any] = [images] if single else images  # type: ignore[list-item, assignment]
         results = []
         for batch in batches(sources):
-            grids = self.grid_maps(np.stack([self.preprocessing.uint8_input(source) for source in batch]))
-            for source, grid in zip(batch, grids, strict=True):
-                results.append(self._finish(Path(source) if isinstance(source, (str, Path)) else None, grid))
+            grids = self.grid_maps(np.stack([self.preprocessing.uint8_input(source) for source in batch]), task)
+            for source, grid, number in zip(batch, *grids, strict=True):
+                results.append(self._finish(Path(source) if isinstance(source, (str, Path)) else None, grid, int(number)))
         return results[0] if single else results
 
     def stream(
-        self, paths: Sequence[Path], on_error: str = "stop", skipped: list[tuple[Path, str]] | None = None
-    ) -> Iterator[Prediction]:
-        """Predictions of files in order, a batch in memory at a time; see ``load_images`` for ``on_error``."""
+        self, paths: Sequence[Path], on_error: str = "stop", skipped: list[tuple[Path, str]] | None = None,
+        task: str | None = None,
+    ) -> Iterator[Prediction]:  # fmt: skip
+        """``predict`` of files in order, a batch in memory at a time; see ``load_images`` for ``on_error``."""
         loaded = load_images(paths, self.preprocessing, on_error=on_error, skipped=skipped)
         for batch in batches(loaded):
-            for (path, _), grid in zip(batch, self.grid_maps(np.stack([image for _, image in batch])), strict=True):
-                yield self._finish(path, grid)
+            grids = self.grid_maps(np.stack([image for _, image in batch]), task)
+            for (path, _), grid, number in zip(batch, *grids, strict=True):
+                yield self._finish(path, grid, int(number))
 
-    def mask(self, grid: np.ndarray) -> np.ndarray:
-        """(S, S) bool: where the unsmoothed distance reaches the threshold; a cell that does is masked whole."""
+    def mask(self, grid: np.ndarray, task: int = 0) -> np.ndarray:
+        """(S, S) bool: where the unsmoothed distance reaches the task's threshold; a cell that does is masked whole."""
         size = (self.preprocessing.height, self.preprocessing.width)
         sharp = upsample(self.real(grid)[None], size, 0.0)[0]
-        return (sharp >= self.threshold_score) | upsample_nearest(grid >= self.threshold, size)
+        return (sharp >= self.task_threshold(task)) | upsample_nearest(grid >= self.scorers.thresholds[task], size)
 
-    def _finish(self, path: Path | None, grid: np.ndarray) -> Prediction:
+    def _finish(self, path: Path | None, grid: np.ndarray, task: int) -> Prediction:
         raw = int(grid.max())
         return Prediction(
             pred_score=float(self.real(np.array(raw))),
-            pred_label=int(raw >= self.threshold),
+            pred_label=int(raw >= self.scorers.thresholds[task]),
             anomaly_map=upsample(self.real(grid)[None], (self.preprocessing.height, self.preprocessing.width))[0],
-            pred_mask=self.mask(grid),
+            pred_mask=self.mask(grid, task),
             image_path=path,
             raw_score=raw,
             grid_map=grid,
+            task=self.task_names[task],
+            threshold=self.task_threshold(task),
         )
 
 
@@ -185,6 +233,22 @@ def upsample_nearest(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(H, W) -> size, each cell's value over its area."""
     rows, columns = (np.arange(o) * g // o for g, o in zip(grid.shape, size, strict=True))
     return grid[rows][:, columns]
+
+
+def task_names(bank: Bank, default: str, count: int) -> list[str]:
+    """Names of a bank's tasks, from META; ``default`` for the only task of a bank whose META lists none.
+
+    Raises:
+        InputError: META does not name the ``count`` tasks, each once.
+    """
+    listed = bank.meta.get("tasks")
+    if listed is None and count == 1:
+        return [default]
+    entries = listed if isinstance(listed, list) else []
+    names = [str(entry["name"]) for entry in entries if isinstance(entry, dict) and "name" in entry]
+    if len(names) != count or len(set(names)) != count:
+        raise InputError(f"{bank.name}: META names tasks {names}, the bank has {count}; make the build again")
+    return names
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -265,7 +329,7 @@ def load(build: str | Path, engine: str = "int8") -> Model:
     preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
     quantization = manifest["backbone"]["input_quantization"]
     table = input_table(preprocessing.mean, preprocessing.std, quantization["scale"], quantization["zero_point"])
-    _, scorer = check_bank(bank)
+    _, scorers = check_bank(bank)
     if not np.array_equal(bank.sections["LUT "], table):
         raise CheckFailed(
             f"{folder / MANIFEST}: preprocessing gives another input table than {bank_path.name} holds; "
@@ -273,5 +337,5 @@ def load(build: str | Path, engine: str = "int8") -> Model:
         )
     names = manifest["backbone"]["layers"]
     embedding = Embedding.from_sections(bank.sections, bank.header.grid_size, names)
-    return Model(manifest, preprocessing, table, embedding, scorer, open_engine(engine, folder), bank)
+    return Model(manifest, preprocessing, table, embedding, scorers, open_engine(engine, folder), bank)
 

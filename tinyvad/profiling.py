@@ -73,12 +73,12 @@ def load_build(folder: Path) -> Loaded:
 
     manifest = read_manifest(folder)
     bank = open_bank(folder / "bank.tvb")
-    rows, scorer = check_bank(bank)
+    rows, scorers = check_bank(bank)
     path = folder / "backbone.tflite"
     file = read_tflite(path)
     grid = (int(bank.header.grid_size[0]), int(bank.header.grid_size[1]))
     return Loaded(
-        folder, manifest, import_tflite(path.read_bytes()), file, arena(file), scorer, rows, grid, bank.nbytes
+        folder, manifest, import_tflite(path.read_bytes()), file, arena(file), scorers.largest, rows, grid, bank.nbytes
     )
 
 

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from tinyvad.backbones.source import Backbone
-from tinyvad.detectors import Scorer, score_bytes
+from tinyvad.detectors import Scorer, parts_scratch, score_bytes
 from tinyvad.embedding import POOL, tap_scratch_bytes
 from tinyvad.firmware_sim import budget as budgets
 from tinyvad.firmware_sim import latency, runtimes
@@ -83,7 +83,7 @@ def scorer_memory(taps: Sequence[tuple[int, int, int]], grid: tuple[int, int], s
     """Of a scorer whose taps are (h, w, C) maps."""
     embed = tuple(tap_scratch_bytes((h, w), grid, POOL) for h, w, _ in taps)
     rows = np.array([(*tap, 0, 0, 0, POOL, 0) for tap in taps])  # section TAPS
-    return ScorerMemory(grid, embed, scorer.scratch_bytes(), score_bytes(rows, grid, scorer))
+    return ScorerMemory(grid, embed, parts_scratch(rows, scorer), score_bytes(rows, grid, scorer))
 
 
 def expected_scorer_memory(taps: Sequence[Tensor], grid: int | None) -> ScorerMemory:

@@ -100,8 +100,8 @@ static void write_rows(void *user, const tvad_model *model, uint32_t step, const
 static void write_result(tvad_status status)
 {
     const uint32_t cells = (uint32_t)result.grid_h * result.grid_w;
-    const uint32_t values[8] = { image_number, (uint32_t)status, result.score, result.label, result.row, result.column,
-                                 result.grid_h, result.grid_w };
+    const uint32_t values[9] = { image_number, (uint32_t)status, result.score, result.label, result.row, result.column,
+                                 result.grid_h, result.grid_w, result.task };
 
     record(TAG('D', 'O', 'N', 'E'), values, sizeof values);
     if (status == TVAD_OK) {

@@ -7,6 +7,7 @@ run goes on where it was. A worker that dies costs the cell it was at, which ano
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import threading
@@ -98,13 +99,13 @@ def _on_cluster(jobs: Mapping[str, Job], address: str) -> Iterator[tuple[str, Do
     try:
         client = Client(address, timeout="30s", set_as_default=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"--cluster {address}: no Dask scheduler answers there; start one with `dask scheduler`") from error
-    with client:
+        raise InputError(f"--cluster {address}: no Dask scheduler answers; start one with `dask scheduler`") from error
+    with client, client.as_current():
         names = {client.submit(alone, job, key=f"tinyvad-{name}", pure=False): name for name, job in jobs.items()}
         for future in as_completed(list(names)):
             name = names.pop(future)
-            error = future.exception()
-            yield name, future.result() if error is None else Done({}, {}, f"on the cluster: {_line(error)}")
+            lost = future.exception()
+            yield name, future.result() if lost is None else Done({}, {}, f"on the cluster: {_line(lost)}")
             future.release()
 
 
@@ -156,10 +157,8 @@ def _in_processes(jobs: Mapping[str, Job], workers: int) -> Iterator[tuple[str, 
 
 
 def _send(pipe: Connection, job: Job) -> None:
-    try:
+    with contextlib.suppress(OSError):  # the process is dead: reading from it will tell
         pipe.send(job)
-    except OSError:
-        pass  # the process is dead: reading from it will tell
 
 
 def _serve(pipe: Connection) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from tinyvad.bank import Bank
 from tinyvad.detectors.sections import take_section
+from tinyvad.detectors.tasks import TaskScorers, read_thresholds, split_tasks
 from tinyvad.embedding import align, tap_rows, tap_scratch_bytes
 from tinyvad.errors import InputError
 
@@ -55,55 +56,75 @@ class Scorer(Protocol):
         """Bytes that the runtime's ``tvad_score_parts`` needs besides the vectors and the score map, exactly."""
 
 
-def score_bytes(rows: np.ndarray, grid: tuple[int, int], scorer: Scorer) -> int:
-    """What the runtime's ``tvad_score`` needs, exactly: the map, one grid row of every tap's vectors, scratch.
+def parts_scratch(rows: np.ndarray, scorer: Scorer) -> int:
+    """Scratch of the runtime's ``tvad_score_parts``, exactly: the scorer's, with room for an image's signature.
+
+    The room is there in a bank of one task too, so that learning a second one needs no more RAM.
 
     Args:
         rows: (n, 8) int32, section TAPS.
     """
-    vectors = sum(align(grid[1] * int(row[2])) for row in rows)
-    embed = max(tap_scratch_bytes((int(row[0]), int(row[1])), grid, int(row[6])) for row in rows)
-    return align(4 * grid[0] * grid[1]) + vectors + max(embed, scorer.scratch_bytes())
+    return max(align(4 * int(rows[-1][2])), scorer.scratch_bytes())
 
 
-def check_bank(bank: Bank) -> tuple[np.ndarray, Scorer]:
+def score_bytes(rows: np.ndarray, grid: tuple[int, int], scorer: Scorer) -> int:
+    """What the runtime's ``tvad_score`` needs, exactly, for any number of tasks.
+
+    To score: the map, one grid row of every tap's vectors, scratch of the embedding or the scorer. To find the task before
+    that, in the same place: the signature, one grid row of the last tap's vectors, scratch of its embedding.
+
+    Args:
+        rows: (n, 8) int32, section TAPS.
+    """
+    vectors = [align(grid[1] * int(row[2])) for row in rows]
+    embed = [tap_scratch_bytes((int(row[0]), int(row[1])), grid, int(row[6])) for row in rows]
+    scored = align(4 * grid[0] * grid[1]) + sum(vectors) + max(*embed, parts_scratch(rows, scorer))
+    return max(scored, align(4 * int(rows[-1][2])) + vectors[-1] + embed[-1])
+
+
+def check_bank(bank: Bank) -> tuple[np.ndarray, TaskScorers]:
     """What a device checks of a bank beyond its bytes: all that scoring needs is there, and no sum passes its width.
 
     The runtime's ``tvad_open`` accepts the same banks (docs/SPEC.md, "What scoring demands"). STEP and META are for tools.
 
     Returns:
-        TAPS, (n, 8) int32, and the scorer.
+        TAPS, (n, 8) int32, and the scorers of all tasks.
 
     Raises:
-        InputError: a section that the kind needs is missing or malformed.
+        InputError: a section that the kind needs is missing or malformed; names the bank and the section.
     """
+    try:
+        return _check_sections(bank)
+    except InputError as error:
+        raise InputError(f"{bank.name}: {error}") from error
+
+
+def _check_sections(bank: Bank) -> tuple[np.ndarray, TaskScorers]:
     header, sections = bank.header, bank.sections
     take_section(sections, "LUT ", (3, 256), "int8")
-    thresholds = sections.get("THRS")
-    if thresholds is None or thresholds.ndim != 1 or thresholds.dtype != np.uint32:
-        raise InputError(f"{bank.name}: section THRS is missing or no row of uint32; make the build again")
+    thresholds = read_thresholds(sections)
     rows = tap_rows(sections, header.grid_size, header.taps)
-    depth = int(rows[:, 2].sum())
-    scorer = load_scorer(bank, depth)
-    if score_bytes(rows, header.grid_size, scorer) > 2**31 - 1:
-        raise InputError(f"{bank.name}: scoring needs more than 2 GiB; use a coarser grid")
+    depth, channels = int(rows[:, 2].sum()), int(rows[-1, 2])
+    parts = split_tasks(header.kind, sections, header.grid_size, len(thresholds), channels)
+    scorers = tuple(load_scorer(header.kind, part, header.grid_size, depth) for part in parts)
+    if score_bytes(rows, header.grid_size, scorers[0]) > 2**31 - 1:
+        raise InputError("scoring needs more than 2 GiB; use a coarser grid")
     if "TEST" in sections or "GOLD" in sections:
         gold = sections.get("GOLD")
         count = 0 if gold is None else len(gold) if gold.ndim else 0
         gold = take_section(sections, "GOLD", (count, 3), "uint32")
         take_section(sections, "TEST", (count, depth), "int8")
         if gold[:, 0].max() >= len(thresholds) or gold[:, 1].max() >= header.grid_size[0] * header.grid_size[1]:
-            raise InputError(f"{bank.name}: section GOLD names a task or a cell that there is not; make the build again")
-    return rows, scorer
+            raise InputError("section GOLD names a task or a cell that there is not; make the build again")
+    return rows, TaskScorers(scorers, thresholds, sections.get("PROT"), channels)
 
 
-def load_scorer(bank: Bank, depth: int) -> Scorer:
-    """The scorer of a bank for embeddings of ``depth`` values.
+def load_scorer(kind: str, sections: Mapping[str, np.ndarray], grid: tuple[int, int], depth: int) -> Scorer:
+    """The scorer of one task's sections for embeddings of ``depth`` values.
 
     Raises:
         InputError: a section that the kind needs is missing or malformed.
     """
-    kind, grid, sections = bank.header.kind, bank.header.grid_size, bank.sections
     scorer: Scorer
     if kind in ("PADM", "PADF", "PADC"):
         from tinyvad.detectors.triangular import TriangularScorer
@@ -112,9 +133,9 @@ def load_scorer(bank: Bank, depth: int) -> Scorer:
     elif kind in ("CORE", "PQPC"):
         scorer = _load_patchcore(kind, sections, depth)
     else:
-        raise InputError(f"{bank.name}: no scorer for bank kind {kind!r}; use a newer tinyvad")
+        raise InputError(f"no scorer for bank kind {kind!r}; use a newer tinyvad")
     if scorer.kind != kind:
-        raise InputError(f"{bank.name}: kind is {kind}, but section CFG  describes a {scorer.kind}; make the build again")
+        raise InputError(f"the bank's kind is {kind}, but section CFG  describes a {scorer.kind}; make the build again")
     return scorer
 
 

@@ -57,6 +57,21 @@ class GaussianStatistics:
         return (self.count * self.second - outer) / (self.count * max(self.count - 1, 1))
 
 
+def upper_triangle(matrices: np.ndarray) -> np.ndarray:
+    """(..., d, d) -> (..., d * (d + 1) / 2): the upper triangle, row after row."""
+    i, j = np.triu_indices(matrices.shape[-1])
+    return matrices[..., i, j]
+
+
+def symmetric(triangle: np.ndarray, d: int) -> np.ndarray:
+    """Undo ``upper_triangle`` of symmetric matrices: (..., d * (d + 1) / 2) -> (..., d, d)."""
+    i, j = np.triu_indices(d)
+    full = np.empty((*triangle.shape[:-1], d, d), triangle.dtype)
+    full[..., i, j] = triangle
+    full[..., j, i] = triangle
+    return full
+
+
 def collect(embeddings: Iterable[np.ndarray], diagonal: bool = False) -> GaussianStatistics:
     """Sum up a stream of (n, H, W, D) embeddings, int8 or float. Memory: the sums and one batch.
 

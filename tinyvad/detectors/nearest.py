@@ -7,9 +7,9 @@ Both kinds share ``CFG ``, int32 (4,): rows K, embedding length D, subspaces M, 
 ``unit``, for people, the device has no use for it.
 
 * ``CORE``: M = 0, bits = 8. ``BANK`` int8 (K, D), greedy order. value = min_k sum_d (x_d - BANK[k, d])**2.
-* ``PQPC``: ``INDX`` uint16 (D,) permutation, ``CBK `` int8 (M, V, D / M) with V <= 2**bits, ``CODE`` uint8 (K, M), or (K, ceil(M / 2)) with
-  4-bit codes, the low nibble first. With y = x[INDX] cut into M sub-vectors y_j: T[j, v] = ||y_j - CBK[j, v]||**2 and
-  value = min_k sum_j T[j, CODE[k, j]], in 32 bits: at most D * 255**2.
+* ``PQPC``: ``INDX`` uint16 (D,) permutation, ``CBK `` int8 (M, V, D / M), V <= 2**bits, ``CODE`` uint8 (K, M), or
+  (K, ceil(M / 2)) with 4-bit codes, the low nibble first. With y = x[INDX] cut into M sub-vectors y_j:
+  T[j, v] = ||y_j - CBK[j, v]||**2 and value = min_k sum_j T[j, CODE[k, j]], in 32 bits: at most D * 255**2.
 
 A bank cut off after its first rows is itself the greedy bank of that size.
 """

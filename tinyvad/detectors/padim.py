@@ -146,8 +146,8 @@ class PadimCompact:
         bits: 4 or 8 bits a factor entry.
         shrinkage: weight of the pooled covariance; None takes 0.05, or d / (n + d) with at most 2d images.
         epsilon: share of the mean pooled variance added to every direction.
-        headroom: room for means beyond the fitted ones: 2.0 lets other products' means lie twice as far out before the
-            device's int8 values saturate, and doubles the part of their unit that these means took.
+        headroom: factor on the room that the device's int8 values leave for means far from the average: 2.0 lets those
+            of other products lie twice as far out, for a coarser unit.
 
     Attributes:
         statistics_: the mergeable sums of the full embedding.

@@ -1,8 +1,8 @@
 """Gaussians of product after product in one bank: a fixed view of the embedding, exact sums of it, one scorer a task.
 
-Flows in: int8 embeddings (n, H, W, D) of a task's good images and the bank's ``Space``, which is the same for all tasks: which
-channels the bank sees, or through which projection. Flows out: ``TaskStatistics``, integer sums of y, what the scorer
-sees; from them the task's integer scorer, and the sections of a bank that holds several tasks.
+Flows in: int8 embeddings (n, H, W, D) of a task's good images and the bank's ``Space``, which is the same for all tasks:
+which channels the bank sees, or through which projection. Flows out: ``TaskStatistics``, integer sums of y, what the
+scorer sees; from them the task's integer scorer. ``tinyvad.detectors.tasks`` joins scorers of one space to one bank.
 
 The sums merge exactly, in any order, so more images of an old product come in at any time without the old images, and a
 fold comes off the whole exactly. Nothing of one task enters another's scorer.
@@ -19,13 +19,13 @@ identity up to the unit of y: the formula is that of compact PaDiM (``tinyvad.de
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from tinyvad.detectors.gaussian import GaussianStatistics, collect
+from tinyvad.detectors.gaussian import GaussianStatistics, collect, symmetric, upper_triangle
 from tinyvad.detectors.padim import (
     COMPACT_EPSILON,
     EPSILON,
@@ -35,11 +35,8 @@ from tinyvad.detectors.padim import (
     padim_scorer,
     pooled_weight,
 )
-from tinyvad.detectors.sections import take_section
 from tinyvad.detectors.triangular import Projection, TriangularScorer, make_scorer
 from tinyvad.errors import InputError
-
-SHARED_TAGS = ("CFG ", "PROJ", "BIAS", "INDX")  # of all tasks; the others stand task after task
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,9 +160,9 @@ class TaskStatistics:
     def mean_variance(self, steps: np.ndarray) -> float:
         """v: variance of the embedding in real units, mean over cells and channels; divisor n - 1, 0 for one image."""
         assert self.cells is not None and self.squares is not None
-        n, wide = self.count, self.cells.astype(np.float64)
-        # n * sum of squares - square of the sum, a channel, summed over cells: integers below 2**53
-        spread = n * self.squares.astype(np.float64) - (wide * wide).sum((0, 1))
+        n = self.count
+        # n * sum of squares - square of the sum, summed over cells, a channel: exact in int64; one division at the end
+        spread = n * self.squares - (self.cells * self.cells).sum((0, 1))  # (D,)
         each = spread / (n * max(n - 1, 1) * self.cells[..., 0].size)
         return float((each * steps**2).mean())
 
@@ -173,8 +170,7 @@ class TaskStatistics:
         """Named arrays for a file: integers no wider than needed, of symmetric matrices the upper triangle."""
         second = self.y.second
         if not self.y.diagonal:
-            i, j = np.triu_indices(second.shape[-1])
-            second = second[..., i, j]  # (H, W, d * (d + 1) / 2)
+            second = upper_triangle(second)
         result = {"count": np.array(self.count, np.int64), "first": _narrow(self.y.first), "second": _narrow(second)}
         result["total"] = _narrow(self.total)
         if self.cells is not None and self.squares is not None:
@@ -190,17 +186,14 @@ class TaskStatistics:
         """
         d, depth = space.dimensions, space.depth
         count, first = _take(arrays, "count", ()), _take(arrays, "first", None)
-        if first.ndim != 3 or first.shape[-1] != d:
-            raise InputError(f"learning state, first: shape {first.shape}, expected (H, W, {d}); learn the product anew")
+        if first.ndim != 3 or first.shape[-1] != d or count < 0:
+            found = f"{count} images, shape {first.shape}"
+            raise InputError(f"learning state, first: {found}, expected (H, W, {d}); learn the product anew")
         grid = first.shape[:2]
         if space.bits == 0:
             second = _take(arrays, "second", (*grid, d)).astype(np.float64)
         else:
-            packed = _take(arrays, "second", (*grid, d * (d + 1) // 2))
-            i, j = np.triu_indices(d)
-            second = np.empty((*grid, d, d))
-            second[..., i, j] = packed
-            second[..., j, i] = packed
+            second = symmetric(_take(arrays, "second", (*grid, d * (d + 1) // 2)).astype(np.float64), d)
         cells = squares = None
         if space.projection is not None:
             cells = _take(arrays, "cells", (*grid, depth)).astype(np.int64)
@@ -270,50 +263,8 @@ def _check_projection(space: Space) -> None:
         raise InputError("bank section PROJ: its directions depend on each other; build the bank again")
 
 
-def stack(scorers: Sequence[TriangularScorer]) -> dict[str, np.ndarray]:
-    """Bank sections of T tasks, one scorer each; of one task exactly ``scorer.sections()``.
-
-    MEAN, SCAL and CHOL have T * H rows, TABL T times its rows, task after task; CFG, PROJ, BIAS and INDX are shared.
-
-    Raises:
-        InputError: the scorers do not share grid, bits and projection.
-    """
-    parts = [scorer.sections() for scorer in scorers]
-    result = {}
-    for tag, array in parts[0].items():
-        same = all(tag in part and part[tag].shape == array.shape for part in parts)
-        if tag in SHARED_TAGS:
-            same = same and all(np.array_equal(part[tag], array) for part in parts)
-        if not same:
-            raise InputError(f"bank section {tag}: differs from task to task; all tasks of a bank share one form")
-        result[tag] = array if tag in SHARED_TAGS else np.concatenate([part[tag] for part in parts])
-    return result
-
-
-def unstack(
-    sections: Mapping[str, np.ndarray], tasks: int, grid: tuple[int, int], depth: int
-) -> list[TriangularScorer]:
-    """The scorers of a bank of T tasks, what ``stack`` took.
-
-    Raises:
-        InputError: a section is missing or has another shape, dtype or range than T tasks of this grid need.
-    """
-    scorers = []
-    rows = {"MEAN": grid[0], "SCAL": grid[0], "CHOL": grid[0]}
-    if "TABL" in sections and sections["TABL"].ndim == 2:
-        rows["TABL"] = len(sections["TABL"]) // tasks
-    whole = {tag: sections[tag] for tag in rows if tag in sections}
-    for tag, array in whole.items():
-        take_section(whole, tag, (tasks * rows[tag], *array.shape[1:]))
-    for task in range(tasks):
-        own = {tag: array[task * rows[tag] : (task + 1) * rows[tag]] for tag, array in whole.items()}
-        scorers.append(TriangularScorer.from_sections({**sections, **own}, grid, depth))
-    # one projection for all, so that it is kept once
-    return [replace(scorer, projection=scorers[0].projection, indices=scorers[0].indices) for scorer in scorers]
-
-
 def task_bytes(space: Space, grid: tuple[int, int]) -> tuple[int, int]:
-    """(bytes of the sections that one task adds, bytes of the sections that all share), exactly."""
+    """(section bytes that one task adds, without its rows of TASK, PROT and THRS; section bytes that all share)."""
     cells, d = grid[0] * grid[1], space.dimensions
     pairs = d * (d - 1) // 2
     own = cells * 2 * d + 1024  # MEAN, a codes, their table

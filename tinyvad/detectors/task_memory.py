@@ -1,0 +1,298 @@
+"""Memory banks of several products (tasks) within one number of rows: what ``tinyvad learn`` does to CORE and PQPC banks.
+
+Flows in: int8 embeddings (n, H, W, D) of one product, and the memories that there are. Flows out: a ``TaskMemory`` a task,
+its ladder of thresholds, and the bank's sections.
+
+With c tasks in M rows, each has M // c. A task's rows lie in greedy order (``tinyvad.detectors.coreset``), so a task gives
+way to the next by being cut to its first rows, which is the same as selecting anew among its rows from row 0 on. Distances
+grow with the cut, so each task keeps thresholds for the sizes that it may be cut to (section ``LADR``).
+
+Product-quantised banks share one set of codebooks. Their candidates are quantised first and selected as decoded vectors:
+then the order is greedy among the vectors that are really stored, and none is stored twice.
+
+Source: PatchCoreCL++ (banks of M / c vectors, cut to a prefix); Gonzalez 1985 for what a cut bank still covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tinyvad.detectors.coreset import farthest_first
+from tinyvad.detectors.distances import nearest
+from tinyvad.detectors.nearest import PatchCoreLiteScorer, PatchCoreScorer
+from tinyvad.detectors.product_quantizer import ProductQuantizer
+from tinyvad.detectors.reservoir import Reservoir
+from tinyvad.detectors.sections import take_section
+from tinyvad.errors import CheckFailed, InputError
+
+LADDER = 16  # sizes of a ladder: halved every second step, down to 1 / 181
+
+
+@dataclass(frozen=True, eq=False)
+class TaskMemory:
+    """One task's part of a memory bank.
+
+    Attributes:
+        rows: (K_t, D) int8 in greedy order, float32 for study; of a quantised bank the decoded vectors.
+        images: how many images were seen.
+        codes: (K_t, M) uint8 of ``rows`` in a quantised bank, else None.
+    """
+
+    rows: np.ndarray
+    images: int
+    codes: np.ndarray | None = None
+
+
+def shares(total_rows: int, tasks: int) -> int:
+    """Rows of each of ``tasks`` tasks in ``total_rows``: total_rows // tasks.
+
+    Raises:
+        CheckFailed: less than one row a task.
+    """
+    if total_rows < tasks:
+        raise CheckFailed(f"memory bank of {total_rows} rows: no room for {tasks} products; build with more --bank-bytes")
+    return total_rows // tasks
+
+
+def cut(memory: TaskMemory, rows: int) -> TaskMemory:
+    """The first ``rows`` rows of a task: the greedy coreset of that size, for nothing."""
+    if rows < 1:
+        raise InputError(f"task cut to {rows} rows; a task keeps at least 1")
+    return replace(memory, rows=memory.rows[:rows], codes=None if memory.codes is None else memory.codes[:rows])
+
+
+def select(
+    embeddings: Iterable[np.ndarray],
+    rows: int,
+    max_candidates: int,
+    seed: int,
+    quantizer: ProductQuantizer | None = None,
+) -> TaskMemory:
+    """Select a new task's memory from a stream of its embeddings, as ``PatchCore`` does, in one pass.
+
+    Args:
+        embeddings: batches (n, H, W, D), int8 or float32.
+        rows: at most so many; fewer where patches repeat.
+        max_candidates: patch vectors held for the selection, drawn uniformly where there are more.
+        seed: of that draw.
+        quantizer: shared codebooks of a quantised bank.
+
+    Raises:
+        InputError: an empty stream, a batch of another kind than (n, H, W, D), values that are not finite.
+    """
+    candidates, images = draw_candidates(embeddings, max_candidates, seed)
+    return choose(None, candidates, images, rows, quantizer)
+
+
+def extend(
+    memory: TaskMemory,
+    embeddings: Iterable[np.ndarray],
+    rows: int,
+    max_candidates: int,
+    seed: int,
+    quantizer: ProductQuantizer | None = None,
+) -> TaskMemory:
+    """More images of a task that is already in the bank; its old images are not needed.
+
+    Farthest-first selection over the old rows followed by the new candidates, from old row 0 on, cut to ``rows``. What
+    that guarantees: if every old patch lay within r of the old rows, and the selection reaches radius p over old rows and
+    new candidates together, then every old patch lies within r + p of the new rows and every new candidate within p; p
+    is at most twice what the best choice of that many vectors could reach. Where ``rows`` holds everything, no old row is
+    lost; and images that bring no new vector change nothing in a memory that ``select`` or ``extend`` made.
+
+    Args:
+        memory: what there is. The other arguments and errors are those of ``select``.
+    """
+    candidates, images = draw_candidates(embeddings, max_candidates, seed)
+    return choose(memory, candidates, images, rows, quantizer)
+
+
+def draw_candidates(embeddings: Iterable[np.ndarray], max_candidates: int, seed: int) -> tuple[np.ndarray, int]:
+    """(k, D) patch vectors of a stream, k <= ``max_candidates``, drawn as ``PatchCore`` draws them; and its images."""
+    reservoir, images, kind = Reservoir(max_candidates, seed), 0, None
+    for batch in embeddings:
+        if batch.ndim != 4 or batch.dtype not in (np.int8, np.float32) or batch.shape[3] == 0:
+            raise InputError(f"embeddings are {batch.dtype}{batch.shape}; give (n, H, W, D) int8 or float32")
+        kind = (batch.dtype, batch.shape[3]) if kind is None else kind
+        if kind != (batch.dtype, batch.shape[3]):
+            raise InputError(f"embeddings changed from {kind[0]}, D = {kind[1]} to {batch.dtype}{batch.shape}; give one kind")
+        reservoir.add(batch.reshape(-1, batch.shape[3]))
+        images += len(batch)
+    if images == 0:
+        raise InputError("learning a product needs at least one good image")
+    return reservoir.sample(), images
+
+
+def choose(
+    old: TaskMemory | None, candidates: np.ndarray, images: int, rows: int, quantizer: ProductQuantizer | None = None
+) -> TaskMemory:
+    """``select`` (no old memory) or ``extend`` on (k, D) candidates of ``images`` images that are drawn already."""
+    codes = None
+    if quantizer is not None:
+        codes = quantizer.encode(candidates)  # (k, M) uint8
+        candidates = quantizer.decode(codes)
+    if old is not None:
+        if candidates.dtype != old.rows.dtype or candidates.shape[1] != old.rows.shape[1]:
+            found = f"{candidates.dtype}, {candidates.shape[1]} values"
+            raise InputError(f"embeddings are {found}; the task has {old.rows.dtype}, {old.rows.shape[1]} values")
+        candidates, images = np.concatenate([old.rows, candidates]), old.images + images
+        if codes is not None and old.codes is not None:
+            codes = np.concatenate([old.codes, codes])
+    order = farthest_first(candidates, rows, None if old is None else 0).order
+    return TaskMemory(candidates[order], images, None if codes is None else codes[order])
+
+
+def ladder_sizes(rows: int) -> list[int]:
+    """The sizes of a ladder: rows * 2**(-i / 2), i = 0 to 15, rounded, falling, without repetitions."""
+    sizes = [int(rows * 2 ** (-i / 2) + 0.5) for i in range(LADDER)]
+    return sorted({max(size, 1) for size in sizes}, reverse=True)
+
+
+def nested_scores(memory: TaskMemory, sizes: Sequence[int], embeddings: Iterable[np.ndarray]) -> np.ndarray:
+    """Image scores against every prefix of a memory in one pass over its rows.
+
+    A prefix adds a block of rows to the one before it, so its distances are the running minimum over blocks.
+
+    Args:
+        sizes: falling row counts; one beyond the memory's rows means all of them.
+        embeddings: (n, H, W, D) int8 batches.
+
+    Returns:
+        (len(sizes), images) int64 largest squared distance of each image.
+    """
+    found = []
+    for batch in embeddings:
+        queries = batch.reshape(-1, batch.shape[3])
+        best = np.full(len(queries), np.inf)
+        scores = np.zeros((len(sizes), len(batch)), np.int64)
+        start = 0
+        for i in reversed(range(len(sizes))):
+            stop = min(sizes[i], len(memory.rows))
+            if stop > start:
+                best = np.minimum(best, nearest(queries, memory.rows[start:stop])[0])
+            start = max(start, stop)
+            scores[i] = best.reshape(len(batch), -1).max(1)
+        found.append(scores)
+    return np.concatenate(found, axis=1)
+
+
+def ladder(
+    embeddings: Callable[[np.ndarray], Iterable[np.ndarray]],
+    folds: Sequence[np.ndarray],
+    rows: int,
+    fit: Callable[[Iterable[np.ndarray]], TaskMemory],
+    threshold: Callable[[np.ndarray], int],
+) -> np.ndarray:
+    """Thresholds of a task for all sizes that it may be cut to, from good images that the memory has not seen.
+
+    Cross-fitting: each fold is scored by a memory that was fitted on the other folds, at all sizes at once.
+
+    Args:
+        embeddings: image numbers -> batches (n, H, W, D) int8 of these images, new every time.
+        folds: the image numbers of each fold, together 0 to n - 1; at least two folds.
+        rows: of the task's memory, the largest size.
+        fit: embeddings -> memory of at most ``rows`` rows: ``select`` or ``extend`` with everything else fixed.
+        threshold: (n,) int64 scores of held-out good images -> the threshold.
+
+    Returns:
+        (L, 2) uint32 (rows, threshold), rows falling.
+    """
+    if len(folds) < 2:
+        raise InputError("a single image can't be held out; give its shifted copies to ladder_of_scores instead")
+    sizes = ladder_sizes(rows)
+    numbers = np.sort(np.concatenate(folds))
+    scores = np.zeros((len(sizes), len(numbers)), np.int64)
+    for held in folds:
+        blind = fit(embeddings(np.setdiff1d(numbers, held)))
+        scores[:, np.searchsorted(numbers, held)] = nested_scores(blind, sizes, embeddings(held))
+    return ladder_of_scores(sizes, scores, threshold)
+
+
+def ladder_of_scores(sizes: Sequence[int], scores: np.ndarray, threshold: Callable[[np.ndarray], int]) -> np.ndarray:
+    """(L, 2) uint32 from falling sizes and (L, n) held-out scores; see ``ladder`` and ``nested_scores``."""
+    return np.array([(size, threshold(row)) for size, row in zip(sizes, scores, strict=True)], np.uint32)
+
+
+def threshold_at(ladder: np.ndarray, rows: int) -> int:
+    """The threshold of (L, 2) pairs for a task of ``rows`` rows: that of the pair with the most rows not above it."""
+    fitting = np.flatnonzero(ladder[:, 0] <= rows)
+    return int(ladder[fitting[0] if len(fitting) else -1, 1])
+
+
+def novelty(rows: np.ndarray, share: int) -> int:
+    """Squared distance from the row behind the first ``share`` rows to them: how finely a share covers a product.
+
+    Args:
+        rows: (K, D) int8 in greedy order; if there are no more than ``share``, the last row counts.
+    """
+    behind = min(share, len(rows) - 1)
+    return int(nearest(rows[behind : behind + 1], rows[:behind])[0][0]) if behind else 0
+
+
+def stack_ladders(ladders: Sequence[np.ndarray]) -> np.ndarray:
+    """(T, L, 2) uint32, section ``LADR``: shorter ladders repeat their last pair."""
+    length = max(len(steps) for steps in ladders)
+    return np.stack([np.pad(steps, ((0, length - len(steps)), (0, 0)), mode="edge") for steps in ladders])
+
+
+def stack(memories: Sequence[TaskMemory], quantizer: ProductQuantizer | None, unit: float = 1.0) -> dict[str, np.ndarray]:
+    """Bank sections of all tasks, one after another: ``CFG ``, ``SCAL``, ``BANK`` or ``INDX``, ``CBK ``, ``CODE``, and ``TASK``.
+
+    Args:
+        quantizer: the codebooks that all tasks share, None for a plain (CORE) bank.
+        unit: real distance of one step of the embedding's grid.
+
+    Raises:
+        InputError: no task, a task without rows, or rows that are not of the bank's kind.
+    """
+    if not memories or any(len(memory.rows) == 0 for memory in memories):
+        raise InputError("a memory bank needs a task, and every task a row")
+    if any((memory.codes is None) != (quantizer is None) or memory.rows.dtype != np.int8 for memory in memories):
+        raise InputError("tasks of a device bank hold int8 rows, with codes if and only if the bank is quantised")
+    scorer: PatchCoreScorer | PatchCoreLiteScorer
+    if quantizer is None:
+        scorer = PatchCoreScorer(np.concatenate([memory.rows for memory in memories]), unit)
+    else:
+        codes = np.concatenate([memory.codes for memory in memories if memory.codes is not None])
+        scorer = PatchCoreLiteScorer(quantizer, codes, unit)
+    sizes = np.array([len(memory.rows) for memory in memories])
+    table = np.zeros((len(memories), 4), np.int32)  # first row, rows, images seen, 0
+    table[:, 0], table[:, 1] = np.cumsum(sizes) - sizes, sizes
+    table[:, 2] = [memory.images for memory in memories]
+    return {**scorer.sections(), "TASK": table}
+
+
+def unstack(
+    sections: Mapping[str, np.ndarray], depth: int, images: int = 0
+) -> tuple[list[TaskMemory], ProductQuantizer | None, float]:
+    """Undo ``stack``: the tasks of a CORE or PQPC bank for embeddings of ``depth`` values, its codebooks and its unit.
+
+    Args:
+        images: seen by the only task of a bank without section ``TASK``.
+
+    Raises:
+        InputError: a section is missing or malformed.
+    """
+    quantizer, codes = None, None
+    if "CODE" in sections:
+        lite = PatchCoreLiteScorer.from_sections(sections, depth)
+        quantizer, codes, unit = lite.quantizer, lite.codes, lite.unit
+        rows = quantizer.decode(codes)
+    else:
+        plain = PatchCoreScorer.from_sections(sections, depth)
+        rows, unit = plain.bank, plain.unit
+    table = np.array([[0, len(rows), images, 0]], np.int32)
+    if "TASK" in sections:
+        table = take_section(sections, "TASK", (len(sections["TASK"]), 4), "int32")
+    firsts, sizes = table[:, 0], table[:, 1]
+    if (sizes < 1).any() or not np.array_equal(firsts, np.cumsum(sizes) - sizes) or sizes.sum() != len(rows):
+        raise InputError(f"bank section TASK: tasks do not follow each other over {len(rows)} rows; build the bank again")
+    parts = [slice(int(first), int(first + size)) for first, size in zip(firsts, sizes, strict=True)]
+    memories = [
+        TaskMemory(rows[part], int(seen), None if codes is None else codes[part])
+        for part, seen in zip(parts, table[:, 2], strict=True)
+    ]
+    return memories, quantizer, unit
