@@ -10,7 +10,7 @@ from c_runtime import Guarded, library
 from c_structs import CBank, CResult
 
 SOURCES = (
-    "tvad_bank", "tvad_bank_kind", "tvad_crc", "tvad_embed", "tvad_input", "tvad_score", "tvad_score_core",
+    "tvad_bank", "tvad_bank_kind", "tvad_crc", "tvad_embed", "tvad_input", "tvad_route", "tvad_score", "tvad_score_core",
     "tvad_score_padim", "tvad_score_pq", "tvad_status", "tvad_triangle",
 )  # fmt: skip
 DSP = ("-DTVAD_DSP_EMULATE=1",)  # the SMLAD paths, their instructions written out in C

@@ -22,11 +22,11 @@ class CBank(ctypes.Structure):
     _fields_ = (
         ("base", ctypes.c_void_p),
         *((name, ctypes.c_uint32) for name in (
-            "nbytes", "kind", "backbone_crc32", "header_crc32", "generation", "threshold")),
+            "nbytes", "kind", "backbone_crc32", "header_crc32", "generation")),
         *((name, ctypes.c_uint16) for name in ("input_h", "input_w", "grid_h", "grid_w", "depth", "values")),
         ("rows", ctypes.c_uint32), ("subspaces", ctypes.c_uint16),
-        *((name, ctypes.c_uint8) for name in ("bits", "mode", "taps")),
-        ("tap_rows", ctypes.c_void_p), ("input_table", ctypes.c_void_p),
+        *((name, ctypes.c_uint8) for name in ("bits", "mode", "taps", "tasks")),
+        *((name, ctypes.c_void_p) for name in ("tap_rows", "input_table", "thresholds", "task_rows", "prototypes")),
         *((name, CSection) for name in (
             "mean", "codes", "tables", "factor", "indices", "projection", "bias", "vectors", "codebook", "test", "gold")),
     )  # fmt: skip
@@ -36,7 +36,7 @@ class CResult(ctypes.Structure):
     _fields_ = (
         ("score", ctypes.c_uint32),
         *((name, ctypes.c_uint16) for name in ("row", "column", "grid_h", "grid_w")),
-        ("label", ctypes.c_uint8), ("map", ctypes.c_void_p),
+        ("label", ctypes.c_uint8), ("task", ctypes.c_uint8), ("map", ctypes.c_void_p),
     )  # fmt: skip
 
 

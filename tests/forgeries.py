@@ -23,7 +23,7 @@ ENTRY_FIELDS = {
     "dim0": (16, "I"), "dim1": (20, "I"), "dim2": (24, "I"),
 }  # fmt: skip
 KINDS = (b"PADM", b"PADF", b"PADC", b"CORE", b"PQPC", b"XXXX")
-TAGS = (b"META", b"IVAR", b"TASK", b"ABCD", b"ABC~", b"ABC\x7f", b"ABC\x1f", b"ABC\xfe", b"BA\0K", b"TAPS")
+TAGS = (b"META", b"IVAR", b"TASK", b"PROT", b"LADR", b"LRN ", b"ABCD", b"ABC~", b"ABC\x7f", b"ABC\x1f", b"ABC\xfe", b"BA\0K", b"TAPS")
 DTYPES = (0x11, 0x12, 0x14, 0x18, 0x21, 0x22, 0x24, 0x28, 0x32, 0x34, 0x38, 0)
 
 
@@ -94,9 +94,12 @@ def of_sections(small: Small) -> Iterator[tuple[str, bytes]]:
         "TAPS": (-129, -128, -33, -32, -31, -1, 0, 1, 2, 3, 5, 7, 8, 9, 30, 31, 127, 128, 4096, 4097, 2**31 - 1, -(2**31)),
         "BIAS": (-33, -32, -31, -1, 0, 1, 9, 10, 11, 30, 31, 2**30, 2**31 - 1, -(2**31)),
         "INDX": (0, 1, 11, 12, 13, 255, 65535), "CODE": (0, 8, 9, 15, 16, 19, 20, 0x99, 0xF0, 255),
-        "GOLD": (0, 1, 11, 12, 2**32 - 1), "THRS": (0, 2**32 - 1), "TABL": (0, 2**31, 2**32 - 1),
+        "GOLD": (0, 1, 2, 3, 11, 12, 2**32 - 1), "THRS": (0, 2**32 - 1), "TABL": (0, 2**31, 2**32 - 1),
         "SCAL": (0, 255) if sections["SCAL"].dtype == np.uint8 else
                 (0.0, -0.0, -1.0, 5e-324, -5e-324, np.inf, -np.inf, np.nan, 1.7e308),
+        "TASK": (-(2**31), -1, 0, 1, 2, 3, 4, 6, 7, 9, 2**31 - 1),
+        "PROT": (-(2**31), -(2**31) + 1, -127 * 12 - 1, -127 * 12, 0, 127 * 12, 127 * 12 + 1, 2**31 - 1),
+        "LADR": (0, 1, 2, 50, 2**31, 2**32 - 1), "LRN ": (0, 1, 2**32 - 1),
     }  # fmt: skip
     for tag, values in ends.items():
         for place in range(min(sections[tag].size, 32)) if tag in sections else ():
@@ -104,6 +107,40 @@ def of_sections(small: Small) -> Iterator[tuple[str, bytes]]:
                 changed = sections[tag].copy()
                 changed.flat[place] = value
                 yield f"{tag} [{place}] = {value}", _write(small, {**sections, tag: changed})
+
+
+def of_tasks(small: Small) -> Iterator[tuple[str, bytes]]:
+    """A bank of several tasks whose rows are shared out in another way, and one of a single task with odd sections."""
+    sections, kind = small.sections, small.header.kind
+    task, prototypes = sections["TASK"], sections["PROT"]
+    count = len(task)
+    for a in range(count):
+        for b in range(count):
+            moved = task.copy()
+            moved[a, 1] += 1
+            moved[b, 1] -= 1
+            yield f"a row from {b} to {a}, gaps", _write(small, {**sections, "TASK": moved})
+            moved[:, 0] = np.cumsum([0, *moved[:-1, 1]])
+            yield f"a row from {b} to {a}", _write(small, {**sections, "TASK": moved})
+    swapped = {**sections, "TASK": task[::-1].copy(), "PROT": prototypes[::-1].copy()}
+    yield "tasks in another order", _write(small, swapped)
+    whole = int(task[:, 1].sum())
+    for rows in (whole - 1, whole, whole + 1):
+        one = {"TASK": np.array([[0, rows, 3, 0]], np.int32), "PROT": prototypes[:1], "THRS": sections["THRS"][:1],
+               "LADR": np.array([[[9, 5]]], np.uint32)}  # fmt: skip
+        kept = {tag: array for tag, array in {**sections, **one}.items() if tag in sections}
+        if kind.startswith("PAD"):
+            kept["TABL"] = sections["TABL"][: len(sections["TABL"]) // count]
+        for gone in ((), ("GOLD", "TEST"), ("TASK", "GOLD", "TEST"), ("PROT", "GOLD", "TEST"),
+                     ("TASK", "PROT", "GOLD", "TEST")):  # fmt: skip
+            yield f"one task of {rows} rows, no {gone}", _write(small, {t: a for t, a in kept.items() if t not in gone})
+    for tasks in (2, 255, 256, 300):
+        extended = {**sections, "THRS": np.resize(sections["THRS"], tasks), "PROT": np.resize(prototypes, (tasks, 3))}
+        extended["TASK"] = np.array([[t, 1, 0, 0] for t in range(tasks)], np.int32)
+        if kind == "CORE":
+            extended |= {"BANK": np.resize(sections["BANK"], (tasks, 12)), "CFG ": np.array([tasks, 12, 0, 8], np.int32)}
+            extended["LADR"] = np.resize(sections["LADR"], (tasks, *sections["LADR"].shape[1:]))
+        yield f"{tasks} tasks", _write(small, extended)
 
 
 def _write(small: Small, sections: dict[str, np.ndarray]) -> bytes:

@@ -2,7 +2,7 @@
  *
  * A case is two little-endian uint32, the bytes of a bank and of all its tapped maps, then both. A line is the status of
  * tvad_open and, where it is 0 and the maps have the size that the bank says, the result: status of the self-test, score,
- * row, column, label and the CRC-32 of the map. Bank, maps and scratch lie in blocks of exactly their size.
+ * row, column, label, the CRC-32 of the map and the task. Bank, maps and scratch lie in blocks of exactly their size.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -54,8 +54,8 @@ static void score(const tvad_bank *bank, const int8_t *maps, uint64_t nbytes)
     if (tvad_score(bank, taps, scratch, tvad_score_bytes(bank), &result) != TVAD_OK) {
         exit(3);
     }
-    printf(" %d %lu %u %u %u %lu\n", (int)self_test, (unsigned long)result.score, result.row, result.column, result.label,
-           (unsigned long)tvad_crc32(0, (const uint8_t *)result.map, 4u * (size_t)result.grid_h * result.grid_w));
+    printf(" %d %lu %u %u %u %lu %u\n", (int)self_test, (unsigned long)result.score, result.row, result.column, result.label,
+           (unsigned long)tvad_crc32(0, (const uint8_t *)result.map, 4u * (size_t)result.grid_h * result.grid_w), result.task);
     free(scratch);
     for (t = 0; t < bank->taps; t++) {
         free(kept[t]);

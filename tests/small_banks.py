@@ -7,7 +7,7 @@ formed, and random ones reach their corners sooner.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Small:
     scorer: Scorer
     sections: dict[str, np.ndarray]
     header: Header
+    tasks: tuple[Scorer, ...] = ()  # of a bank of several, else there is only ``scorer``
 
     def maps(self, rng: np.random.Generator, extreme: bool = False) -> list[np.ndarray]:
         """Random tapped maps [(h, w, C)] int8; ``extreme`` ones hold the two ends of the range only."""
@@ -40,9 +41,22 @@ class Small:
             return [rng.choice(np.array([-128, 127], np.int8), shape) for shape in shapes]
         return [rng.integers(-128, 128, shape).astype(np.int8) for shape in shapes]
 
+    def task(self, maps: list[np.ndarray]) -> int:
+        """The task of an image, by the words of the SPEC."""
+        if not self.tasks:
+            return 0
+        last = self.embedding.integer([q[None] for q in maps])[0, ..., -self.embedding.taps[-1].channels :]
+        signature = [sum(int(v) for v in channel) for channel in last.reshape(-1, last.shape[-1]).T]
+        far = [sum((a - int(b)) ** 2 for a, b in zip(signature, row, strict=True)) for row in self.sections["PROT"]]
+        return far.index(min(far))
+
+    def threshold(self, maps: list[np.ndarray]) -> int:
+        return int(self.sections["THRS"][self.task(maps)])
+
     def expected(self, maps: list[np.ndarray]) -> np.ndarray:
-        """(grid_h, grid_w) uint32: Python's scores."""
-        return self.scorer.score(self.embedding.integer([q[None] for q in maps]))[0]
+        """(grid_h, grid_w) uint32: the scores of the image's own task, by that task's scorer alone."""
+        scorer = self.tasks[self.task(maps)] if self.tasks else self.scorer
+        return scorer.score(self.embedding.integer([q[None] for q in maps]))[0]
 
 
 SIZES = ((9, 7), (4, 5), (2, 3))  # finer than, about equal to and coarser than most grids
@@ -114,6 +128,41 @@ def bank_of(
     return Small(data, embedding, scorer, sections, header)
 
 
+def bank_of_tasks(
+    rng: np.random.Generator, embedding: Embedding, scorers: list[Scorer], golden: int = 3, ladder: int = 3
+) -> Small:
+    """A bank of several tasks, its sections put together by the words of the SPEC."""
+    grid, count, kind = embedding.grid, len(scorers), scorers[0].kind
+    parts = [scorer.sections() for scorer in scorers]
+    learnt = ("MEAN", "SCAL", "TABL", "CHOL") if kind.startswith("PAD") else ("BANK", "CODE")
+    sections = {tag: np.concatenate([p[tag] for p in parts]) if tag in learnt else a for tag, a in parts[0].items()}
+    each = [len(p["MEAN" if kind.startswith("PAD") else "BANK" if kind == "CORE" else "CODE"]) for p in parts]
+    if not kind.startswith("PAD"):
+        sections["CFG "] = np.array([sum(each), *parts[0]["CFG "][1:]], np.int32)
+        falling = np.sort(rng.integers(1, 50, (count, ladder)), axis=1)[:, ::-1]
+        sections["LADR"] = np.stack([falling, rng.integers(0, 1 << 20, (count, ladder))], -1).astype(np.uint32)
+    rows = [[sum(each[:t]), each[t], int(rng.integers(0, 99)), 0] for t in range(count)]
+    cells, channels = grid[0] * grid[1], embedding.taps[-1].channels
+    spread = max(1, int(127 * cells**0.5))  # as wide as the signatures of random images: every task comes
+    sections["TASK"] = np.array(rows, np.int32)
+    sections["PROT"] = rng.integers(-spread, spread + 1, (count, channels)).clip(-127 * cells, 127 * cells).astype(np.int32)
+    test = rng.integers(-127, 128, (golden, embedding.depth)).astype(np.int8)
+    asked = [(i % count, int(rng.integers(cells))) for i in range(golden)]
+    gold = [[t, at, _score_at(scorers[t], grid, vector, at)] for vector, (t, at) in zip(test, asked, strict=True)]
+    sections = {
+        "LUT ": rng.integers(-128, 128, (3, 256)).astype(np.int8),
+        **embedding.sections(),
+        "THRS": rng.integers(0, 1 << 20, count).astype(np.uint32),
+        **sections,
+        "LRN ": np.array([1 << 20, 9, 1 << 12, 4, 99, 0, 0, 0], np.uint32),
+        "TEST": test, "GOLD": np.array(gold, np.uint32),
+        "META": pack_meta({"tasks": [{"name": f"part {t}"} for t in range(count)]}),
+    }  # fmt: skip
+    header = Header(kind, 0x12345678, (32, 48), grid, len(embedding.taps), generation=3)
+    data = write_bank(header, sections, ("LUT ", "TAPS", "THRS", "TASK", "PROT", *scorers[0].required))
+    return Small(data, embedding, scorers[0], sections, header, tuple(scorers))
+
+
 def _score_at(scorer: Scorer, grid: tuple[int, int], vector: np.ndarray, place: int) -> int:
     cells = np.zeros((1, *grid, len(vector)), np.int8)
     cells[0].reshape(-1, len(vector))[place] = vector
@@ -141,16 +190,44 @@ def every_kind(rng: np.random.Generator, grid: tuple[int, int] = (3, 4)) -> dict
     return {name: bank_of(rng, e, scorer) for name, scorer in scorers.items()}
 
 
-def scores_of(data: bytes, maps: list[np.ndarray]) -> np.ndarray:
-    """(grid_h, grid_w) uint32: what Python gives for a bank as the device reads it, TAPS without STEP."""
+def every_kind_of_tasks(rng: np.random.Generator, count: int, grid: tuple[int, int] = (3, 4)) -> dict[str, Small]:
+    """``every_kind`` with ``count`` tasks that share projection, chosen channels and codebooks."""
+    e = small_embedding(rng, grid, (5, 4, 3))
+
+    def gaussians(values: int, bits: int, mode: int) -> list[Scorer]:
+        made = [triangular(rng, grid, 12, values, bits, mode) for _ in range(count)]
+        return [replace(one, projection=made[0].projection, indices=made[0].indices) for one in made]
+
+    def memories() -> list[Scorer]:
+        return [memory(rng, int(rows), 12) for rows in rng.integers(1, 20, count)]
+
+    def quantisers(centroids: int, subspaces: int, bits: int) -> list[Scorer]:
+        first = quantised(rng, centroids, 12, subspaces, bits)  # as many centroids as rows, up to all that the bits name
+        number = first.quantizer.codebooks.shape[1]
+        codes = [rng.integers(0, number, (int(rows), subspaces)).astype(np.uint8) for rows in rng.integers(1, 40, count)]
+        return [PatchCoreLiteScorer(first.quantizer, one, 0.25) for one in codes]
+
+    kinds: dict[str, list[Scorer]] = {
+        "padim-lite": gaussians(12, 0, 0), "padim-lite chosen": gaussians(5, 0, 1), "padim chosen": gaussians(11, 8, 1),
+        "padim-compact": gaussians(10, 4, 2), "padim-compact 8 bits": gaussians(3, 8, 2), "patchcore": memories(),
+        "patchcore-lite": quantisers(300, 4, 8), "patchcore-lite 4 bits": quantisers(7, 6, 4),
+        "patchcore-lite of one centroid": quantisers(1, 3, 8),
+    }  # fmt: skip
+    return {name: bank_of_tasks(rng, e, scorers) for name, scorers in kinds.items()}
+
+
+def scores_of(data: bytes, maps: list[np.ndarray]) -> tuple[np.ndarray, int]:
+    """(grid_h, grid_w) uint32 and the task: what Python gives for a bank as the device reads it, TAPS without STEP."""
     bank = read_bank(data)
-    rows, scorer = check_bank(bank)
+    rows, scorers = check_bank(bank)
     parts = []
     for row, q in zip(rows.tolist(), maps, strict=True):
         a, b = (tap_matrix(size, cells, row[6])[0] for size, cells in zip(row[:2], bank.header.grid_size))
         sums = np.einsum("ih,hwc,jw->ijc", a, q.astype(np.int64) - row[3], b, optimize=True)
         parts.append(np.clip(multiply_by_quantized_multiplier(sums, row[4], row[5]), -127, 127).astype(np.int8))
-    return scorer.score(np.concatenate(parts, -1)[None])[0]
+    embedding = np.concatenate(parts, -1)[None]
+    tasks = scorers.route(embedding)
+    return scorers.score(embedding, tasks)[0], int(tasks[0])
 
 
 def python_accepts(data: bytes) -> bool:
@@ -167,7 +244,8 @@ def write_seeds(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed, grid in enumerate(((3, 4), (2, 2))):
         rng = np.random.default_rng(seed)
-        for name, small in every_kind(rng, grid).items():
+        several = {f"{name} of 3": small for name, small in every_kind_of_tasks(rng, 3, grid).items()}
+        for name, small in {**every_kind(rng, grid), **several}.items():
             (folder / f"{name.replace(' ', '_').replace(',', '')}_{seed}").write_bytes(small.data + rng.bytes(64))
 
 

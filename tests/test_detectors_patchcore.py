@@ -195,7 +195,7 @@ def test_bytes_of_the_papers_examples():
         (1, "CFG ", lambda a: a + np.array([0, 0, 1, 0], np.int32), "5 subspaces"),
         (1, "CFG ", lambda a: a + np.array([0, 1, 0, 0], np.int32), "rows of 13"),
         (1, "INDX", lambda a: a * 0, "not a permutation"),
-        (1, "CBK ", lambda a: a[:, 1:], "CBK "),
+        (1, "CBK ", lambda a: a[:, :, 1:], "CBK "),
         (3, "CODE", lambda a: a[:, :1], "CODE"),
     ],
 )

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from c_runtime import RUNTIME, WARNINGS, compiler
 from c_scorer import DSP, SOURCES, STATUS, OpenBank
-from forgeries import of_entries, of_grids, of_header, of_sections, seal
+from forgeries import of_entries, of_grids, of_header, of_sections, of_tasks, seal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_banks import (
     Small,
     bank_of,
     every_kind,
+    every_kind_of_tasks,
     memory,
     python_accepts,
     quantised,
@@ -41,19 +42,20 @@ CHECK = b"123456789"
 
 @functools.lru_cache
 def banks() -> dict[str, Small]:
-    return every_kind(np.random.default_rng(7))
+    several = every_kind_of_tasks(np.random.default_rng(8), 3)
+    return {**every_kind(np.random.default_rng(7)), **{f"{name} of 3": small for name, small in several.items()}}
 
 
 def one_of_each_kind() -> dict[str, Small]:
-    names = ("padim-lite chosen", "padim chosen", "padim-compact", "patchcore", "patchcore-lite 4 bits, few rows")
-    return {name: banks()[name] for name in names}
+    return {name: banks()[name] for name in (*KIND_NAMES, *TASK_NAMES)}
 
 
+TASK_NAMES = ("padim-lite of 3", "padim chosen of 3", "padim-compact of 3", "patchcore of 3", "patchcore-lite 4 bits of 3")
 KIND_NAMES = ("padim-lite chosen", "padim chosen", "padim-compact", "patchcore", "patchcore-lite 4 bits, few rows")
 
 
 def test_every_kind_opens_and_says_what_python_says() -> None:
-    for name, small in banks().items():
+    for name, small in every_kind(np.random.default_rng(7)).items():
         b = OpenBank(small.data)
         bank, header = b.bank, small.header
         assert b.status == "OK", name
@@ -61,7 +63,8 @@ def test_every_kind_opens_and_says_what_python_says() -> None:
         assert (bank.backbone_crc32, bank.generation) == (header.backbone_crc32, header.generation)
         assert bank.header_crc32 == read_bank(small.data).crc32
         assert (bank.input_h, bank.input_w) == header.input_size and (bank.grid_h, bank.grid_w) == header.grid_size
-        assert bank.threshold == small.sections["THRS"][0] and bank.taps == header.taps
+        assert ctypes.c_uint32.from_address(bank.thresholds).value == small.sections["THRS"][0]
+        assert bank.taps == header.taps and (bank.tasks, bank.task_rows, bank.prototypes) == (1, None, None)
         assert bank.depth == small.embedding.depth == 12
         config = small.sections["CFG "].tolist()
         if header.kind.startswith("PAD"):
@@ -130,10 +133,11 @@ def test_every_status_has_its_line() -> None:
 
 def forged(small: Small) -> dict[str, bytes]:
     cases = {**dict(of_header(small.data)), **dict(of_entries(small.data)), **dict(of_sections(small))}
+    cases |= dict(of_tasks(small)) if small.tasks else {}
     return cases | (dict(of_grids(small)) if small.header.kind in ("CORE", "PQPC") else {})
 
 
-@pytest.mark.parametrize("name", KIND_NAMES)
+@pytest.mark.parametrize("name", [*KIND_NAMES, *TASK_NAMES])
 def test_forged_banks_are_opened_or_refused_by_both_alike(name: str) -> None:
     small = banks()[name]
     opened, rng = 0, np.random.default_rng(5)
@@ -145,14 +149,17 @@ def test_forged_banks_are_opened_or_refused_by_both_alike(name: str) -> None:
             shapes = shapes.reshape(-1, 8)[:, :3].tolist()
             if max(h * w * c for h, w, c in shapes) < 10_000:
                 maps = [rng.integers(-128, 128, shape).astype(np.int8) for shape in shapes]
-                np.testing.assert_array_equal(b.score(maps)[0], scores_of(data, maps), err_msg=what)
+                scores, result = b.score(maps)
+                expected, task = scores_of(data, maps)
+                np.testing.assert_array_equal(scores, expected, err_msg=what)
+                assert result.task == task, what
                 opened += 1
     assert opened > 50  # some fields are free, and what opens is scored alike
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    name=st.sampled_from(KIND_NAMES),
+    name=st.sampled_from([*KIND_NAMES, *TASK_NAMES]),
     changes=st.lists(
         st.tuples(st.floats(0, 1), st.sampled_from([1, 2, 4]), st.integers(0, 2**32 - 1) | st.integers(0, 300)),
         min_size=1, max_size=4,
@@ -304,14 +311,14 @@ def test_scores_are_equal_under_the_sanitizers(flags: tuple[str, ...], tmp_path:
     cases, expected = [], []
     for round_ in range(4):
         grid = (int(rng.integers(1, 8)), int(rng.integers(1, 8)))
-        for small in every_kind(rng, grid).values():
+        for small in (*every_kind(rng, grid).values(), *every_kind_of_tasks(rng, round_ + 1, grid).values()):
             maps = small.maps(rng, extreme=round_ == 3)
             scores = small.expected(maps)
             place = int(scores.argmax())
             cases.append((small.data, b"".join(q.tobytes() for q in maps)))
-            label = int(scores.max() >= small.sections["THRS"][0])
+            label = int(scores.max() >= small.threshold(maps))
             crc = zlib.crc32(scores.astype("<u4").tobytes())
-            expected.append([0, 0, int(scores.max()), place // grid[1], place % grid[1], label, crc])
+            expected.append([0, 0, int(scores.max()), place // grid[1], place % grid[1], label, crc, small.task(maps)])
     assert run_driver(flags, cases, tmp_path) == expected
 
 
@@ -337,4 +344,4 @@ def test_a_short_fuzz_without_a_fuzzer(tmp_path: Path) -> None:
     command = [str(program), "-n", "3000", *sorted(str(path) for path in tmp_path.iterdir())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "26 files, 3000 mutations, no finding\n"
+    assert done.stdout == "44 files, 3000 mutations, no finding\n"

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from small_banks import Small, bank_of, every_kind, memory, quantised, small_embedding, triangular
 
 from tinyvad.bank import read_bank, write_bank
-from tinyvad.detectors import Scorer, check_bank, score_bytes
+from tinyvad.detectors import Scorer, check_bank, parts_scratch, score_bytes
 from tinyvad.detectors.padim import Padim, PadimCompact
 from tinyvad.detectors.patchcore import PatchCore, PatchCoreLite
 from tinyvad.detectors.triangular import TriangularScorer
@@ -232,12 +232,13 @@ def test_scratch_is_planned_to_the_byte_and_less_is_refused() -> None:
     banks = [small for _ in range(4) for small in every_kind(rng, tuple(rng.integers(1, 30, 2).tolist())).values()]
     for small in [*banks, *(fitted(method) for method in METHODS)]:
         b = OpenBank(small.data)
-        rows, scorer = check_bank(read_bank(small.data))
+        rows, scorers = check_bank(read_bank(small.data))
+        scorer = scorers.scorers[0]
         bank = ctypes.byref(b.bank)
         need = b.lib.tvad_score_bytes(bank)
         grid = small.embedding.grid
         assert need == score_bytes(rows, grid, scorer) == score_bytes(rows, grid, small.scorer)
-        assert b.lib.tvad_score_parts_scratch(bank) == scorer.scratch_bytes()
+        assert b.lib.tvad_score_parts_scratch(bank) == parts_scratch(rows, scorer)
         for i, tap in enumerate(small.embedding.taps):
             assert b.lib.tvad_embed_scratch(bank, i) == small.embedding.scratch_bytes(tap)
         work, result = Guarded(need + 16), CResult()

@@ -34,6 +34,7 @@ from tinyvad.bank import Header
 from tinyvad.build_report import BuildFacts, make_cases, make_report
 from tinyvad.calibration import CALIBRATION_IMAGES, quantize_on
 from tinyvad.choosing import Choice, Chooser
+from tinyvad.continual.learn import KEYS, image_key, pack_state, state_name
 from tinyvad.detectors import METHODS, Scorer
 from tinyvad.detectors.bank_tasks import BankTask, Learning, bank_of_tasks
 from tinyvad.detectors.nearest import PatchCoreScorer
@@ -72,6 +73,7 @@ from tinyvad.sizing import (
     read_network,
     scorer_memory,
 )
+from tinyvad.slots import SLOTS, STATES, look
 from tinyvad.verify import SAMPLES, verify
 from tinyvad.version import __version__
 
@@ -178,14 +180,19 @@ def _check_out(out: Path, data: Path) -> None:
         raise InputError(f"{out} lies in {data}, whose pictures the next build would read; choose an --out beside it")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, not a folder; choose another --out")
-    ours = {MANIFEST, *BACKBONES.values(), *BANKS.values(), *REPORTS}
+    ours = {MANIFEST, *BACKBONES.values(), *REPORTS, *(name for pair in SLOTS.values() for name in pair)}
     for path in sorted(out.rglob("*")) if out.is_dir() else []:
         name = path.relative_to(out)
         if name.as_posix() in ours or (name.parts[0] == SAMPLES and (path.is_dir() or path.suffix == ".png")):
             continue
+        if name.parts[0] == STATES:
+            continue
         if name.parts[0] == FIRMWARE and (path.is_dir() or path.suffix in FIRMWARE_SUFFIXES or path.name == "Makefile"):
             continue
         raise InputError(f"{out} holds {name}, which is no part of a build; choose an empty or new --out")
+    generation = max((slot.bank.header.generation for slot in look(out, "int8") if slot.bank is not None), default=0)
+    if generation:
+        raise InputError(f"{out} has learnt since it was built (generation {generation}); remove it, or use another --out")
 
 
 class _Build:
@@ -199,6 +206,7 @@ class _Build:
         mean, std = choice.backbone.mean, choice.backbone.std
         self.preprocessing = Preprocessing(choice.size, choice.size, mean, std, bit_depth=project.bit_depth)
         self.skipped: list[tuple[Path, str]] = []
+        self.keys: list[int] = []  # of the good images, so that none is learnt a second time
 
     def run(self, out: Path) -> Built:
         graph = self.backbone.graph_at(self.preprocessing.height)
@@ -278,6 +286,7 @@ class _Build:
         for batch in batches(loaded):
             images = np.stack([image for _, image in batch])
             samples.extend(image for i, image in enumerate(images) if seen + i in kept)
+            self.keys.extend(image_key(image) for image in images)
             for name, store in stores.items():
                 store.append(self.taps(name, images))
             seen += len(batch)
@@ -358,10 +367,24 @@ class _Build:
 
     def write_banks(self, folder: Path, files: dict[str, bytes], fitted: dict[str, Fitted]) -> None:
         for name, one in fitted.items():
-            write_bytes(folder / BANKS[name], self.bank(files[name], one))
+            state = self.state(folder, name, one)
+            write_bytes(folder / BANKS[name], self.bank(files[name], one, state))
         _write_json(folder / MANIFEST, self.manifest(folder, fitted))
 
-    def bank(self, backbone: bytes, fitted: Fitted) -> bytes:
+    def state(self, folder: Path, name: str, fitted: Fitted) -> str | None:
+        """Keep what more images of the same product need (see ``tinyvad.continual.learn``); the file's name."""
+        if self.project.tasks == 1:
+            return None
+        arrays = {} if fitted.statistics is None else fitted.statistics.arrays()
+        if name == "int8":
+            arrays[KEYS] = np.unique(np.array(self.keys, np.uint64))
+        if not arrays:
+            return None
+        path = state_name(name, 0)
+        write_bytes(folder / path, pack_state(arrays))
+        return path
+
+    def bank(self, backbone: bytes, fitted: Fitted, state: str | None) -> bytes:
         header = Header(
             kind=fitted.scorer.kind,
             backbone_crc32=zlib.crc32(backbone),
@@ -385,7 +408,7 @@ class _Build:
         if ladder is not None:  # a task that is cut keeps at least the threshold that it had
             rising = np.maximum(np.maximum.accumulate(ladder[:, 1]), fitted.threshold)
             ladder = np.stack([ladder[:, 0], rising], 1)
-        task = BankTask(self.dataset.name, fitted.images, fitted.threshold, fitted.rule, fitted.prototype, ladder)
+        task = BankTask(self.dataset.name, fitted.images, fitted.threshold, fitted.rule, fitted.prototype, ladder, state)
         return bank_of_tasks(header, shared, [fitted.scorer], [task], golden, meta, self.learning(fitted.scorer))
 
     def learning(self, scorer: Scorer) -> Learning | None:
@@ -466,9 +489,12 @@ def _onnx_bytes(graph: Graph, preprocessing: Preprocessing) -> bytes:
 
 
 def _hashes(folder: Path) -> dict[str, Any]:
+    """Of every file but the manifest and what learning keeps for itself."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     result = {}
     for path in paths:
+        if path.is_relative_to(folder / STATES):
+            continue
         data = path.read_bytes()
         result[path.relative_to(folder).as_posix()] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     return result

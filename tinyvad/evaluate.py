@@ -80,8 +80,9 @@ def evaluate(
         assert prediction.image_path is not None
         sample = samples[prediction.image_path]
         verdicts.append(_verdict(sample, prediction))
-        if has_masks and is_marked(sample):
-            masks.append(mask_of(sample, size))
+        if has_masks and (sample.label == 0 or sample.mask is not None):
+            mask = np.zeros(size, bool) if sample.mask is None else resize_mask(read_mask(sample.mask), *size)
+            masks.append(mask)
             maps.append(prediction.anomaly_map)
         seconds = time.perf_counter() - start
         if progress is not None:
@@ -150,16 +151,6 @@ def evaluate_tasks(
 def _mean(values: list[Any]) -> float | None:
     return None if any(value is None for value in values) else float(np.mean(values))
 
-
-
-def is_marked(sample: Sample) -> bool:
-    """Whether the class of every pixel is known: a good image, or one with a mask."""
-    return sample.label == 0 or sample.mask is not None
-
-
-def mask_of(sample: Sample, size: tuple[int, int]) -> np.ndarray:
-    """(*size) bool: the mask of a marked image at the network's size."""
-    return np.zeros(size, bool) if sample.mask is None else resize_mask(read_mask(sample.mask), *size)
 
 
 def quality(

@@ -6,9 +6,12 @@ Flows in: a bank, model or build; nothing for the lists. Flows out: (value, text
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyvad.errors import InputError
+
+if TYPE_CHECKING:
+    from tinyvad.bank import Bank
 
 Shown = tuple[dict[str, Any], str]
 
@@ -53,8 +56,73 @@ def _bank(path: Path) -> Shown:
             f"  {s['tag']} {s['dtype']:<5} {shape:<16} {s['offset']:>8,} {s['nbytes']:>9,} "
             f"{'yes' if s['required'] else 'no ':<8} {TAGS.get(s['tag'], 'unknown')}"
         )
-    lines += [f"  {key:<16} {_plain(item)}" for key, item in bank.meta.items()]
-    return value, "\n".join(lines)
+    lines += [f"  {key:<16} {_plain(item)}" for key, item in bank.meta.items() if key != "tasks"]
+    tasks = _tasks(bank)
+    return {**value, "tasks": tasks}, "\n".join(lines + _task_lines(tasks))
+
+
+def _tasks(bank: Bank) -> list[dict[str, Any]]:
+    """Every product of a bank: its name, images, threshold, and the bytes that are its own."""
+    from tinyvad.detectors.tasks import LEARNT
+
+    thresholds = bank.sections.get("THRS")
+    if thresholds is None:
+        return []
+    count = len(thresholds)
+    table = bank.sections.get("TASK")
+    entries = bank.meta.get("tasks") or [{"name": bank.meta.get("task", "")}]
+    own = [tag for tag in LEARNT[bank.header.kind] if tag in bank.sections]
+    each = sum(bank.sections[tag].nbytes // count for tag in ("THRS", "TASK", "PROT", "LADR") if tag in bank.sections)
+    rows = sum(bank.sections[tag].nbytes // len(bank.sections[tag]) for tag in own if tag != "TABL")
+    tables = bank.sections["TABL"].nbytes // count if "TABL" in own else 0
+    tasks = []
+    for i, (entry, threshold) in enumerate(zip(entries, thresholds, strict=False)):
+        first, held, images = (0, len(bank.sections[own[0]]), None) if table is None else table[i, :3].tolist()
+        tasks.append({
+            "name": entry["name"], "images": images, "threshold_raw": int(threshold),
+            "threshold_rule": entry.get("threshold_rule"), "first_row": first, "rows": held,
+            "bytes": held * rows + tables + each, "state": entry.get("state"),
+        })  # fmt: skip
+    return tasks
+
+
+def _task_lines(tasks: list[dict[str, Any]]) -> list[str]:
+    lines = [f"  {'product':<24} {'images':>7} {'threshold':>11} {'rows':>7} {'bytes':>9}  rule"]
+    return lines + [
+        f"  {task['name']:<24} {_plain(task['images']):>7} {task['threshold_raw']:>11,} {task['rows']:>7,} "
+        f"{task['bytes']:>9,}  {task['threshold_rule'] or ''}"
+        for task in tasks
+    ]
+
+
+def _slots(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Both slots of a build's banks: generation, or what is wrong; of the current int8 bank its products."""
+    from tinyvad.slots import SLOTS, current, look
+
+    value: dict[str, Any] = {"slots": {}, "products": [], "bank_bytes": None}
+    lines = []
+    for features, names in SLOTS.items():
+        if not any((folder / name).exists() for name in names):
+            continue
+        try:
+            now = Path(current(folder, features).name)
+        except InputError:
+            now = None
+        rows = []
+        for path, bank, problem in look(folder, features):
+            row: dict[str, Any] = {"file": path.name, "valid": bank is not None, "current": path == now}
+            if bank is None:
+                row["problem"] = problem
+                words = problem
+            else:
+                row |= {"generation": bank.header.generation, "crc32": f"{bank.crc32:08x}", "bytes": bank.nbytes}
+                words = f"generation {bank.header.generation}, crc32 {bank.crc32:08x}, {bank.nbytes:,} B"
+                if features == "int8" and row["current"]:
+                    value |= {"products": _tasks(bank), "bank_bytes": bank.nbytes}
+            rows.append(row)
+            lines.append(f"  {'slot ' + features:<16} {path.name}: {words}{', current' if row['current'] else ''}")
+        value["slots"][features] = rows
+    return value, lines
 
 
 def _build(path: Path) -> Shown:
@@ -68,8 +136,14 @@ def _build(path: Path) -> Shown:
     for key, item in value.items():
         if key not in ("format", "tinyvad", "files"):
             lines.append(f"  {key:<16} {_plain(item)}")
+    banks, of_slots = _slots(path)
+    lines += of_slots
+    if banks["products"]:
+        room = value["learning"]["slot_bytes"]
+        lines.append(f"  {'bank':<16} {banks['bank_bytes']:,} of {room:,} B of a slot, {banks['bank_bytes'] / room:.0%}")
+        lines += _task_lines(banks["products"])
     lines += [f"  {facts['bytes']:>11,} B  {facts['sha256'][:16]}  {name}" for name, facts in value["files"].items()]
-    return {**value, "warnings": warnings}, "\n".join(lines)
+    return {**value, **banks, "warnings": warnings}, "\n".join(lines)
 
 
 def targets_table() -> Shown:

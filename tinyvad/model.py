@@ -15,22 +15,26 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyvad.bank import Bank, open_bank
+from tinyvad.bank import Bank
 from tinyvad.detectors import Scorer, check_bank
 from tinyvad.detectors.tasks import TaskScorers
 from tinyvad.embedding import Embedding, align_matrix
 from tinyvad.engines import Engine, open_engine
 from tinyvad.errors import CheckFailed, InputError
 from tinyvad.images import Preprocessing, apply_table, input_table, load_images
+from tinyvad.slots import SLOTS, current
+
+if TYPE_CHECKING:
+    from tinyvad.continual.learn import Learner, Learnt
 
 MANIFEST = "manifest.json"
 FORMAT = "tinyvad-build/1"
 BACKBONES = {"int8": "backbone.tflite", "onnx": "backbone.onnx"}
-BANKS = {"int8": "bank.tvb", "onnx": "bank_onnx.tvb"}  # each fitted on the features of its own backbone file
+BANKS = {name: slots[0] for name, slots in SLOTS.items()}  # of a new build; each fitted on its own backbone's features
 SMOOTHING_SIGMA = 4.0  # pixels of the network's input, the value of the PaDiM and PatchCore papers
 BATCH = 16
 
@@ -69,6 +73,7 @@ class Model:
         manifest: the build's manifest.json.
         preprocessing, embedding, scorers, engine, bank: the parts, in the order in which an image meets them.
         task_names: of the products, by task number.
+        folder: of the build.
     """
 
     def __init__(
@@ -80,10 +85,12 @@ class Model:
         scorers: TaskScorers,
         engine: Engine,
         bank: Bank,
+        folder: Path,
     ) -> None:
-        self.manifest, self.preprocessing, self.table = manifest, preprocessing, table
+        self.manifest, self.preprocessing, self.table, self.folder = manifest, preprocessing, table, folder
         self.embedding, self.scorers, self.engine, self.bank = embedding, scorers, engine, bank
         self.task_names = task_names(bank, manifest["task"], len(scorers.scorers))
+        self._learner: Learner | None = None
 
     @property
     def scorer(self) -> Scorer:
@@ -170,6 +177,35 @@ class Model:
             grids = self.grid_maps(np.stack([image for _, image in batch]), task)
             for (path, _), grid, number in zip(batch, *grids, strict=True):
                 yield self._finish(path, grid, int(number))
+
+    def learn(self, task: str, images: Iterable[str | Path | np.ndarray], on_error: str = "stop") -> Learnt:
+        """Learn good images of a product: the build on disk first, safe against a power cut, then this model.
+
+        Args:
+            task: name of the product, a new one or one that the build knows.
+            images: files or (H, W, 3) uint8 arrays, one in memory at a time. on_error: 'stop', or 'skip' unreadable ones.
+
+        Raises:
+            InputError: no images, an unreadable one, a bad name, another learner at work. CheckFailed: no room for it.
+        """
+        from tinyvad.continual.learn import Learner
+
+        if self._learner is None:
+            own = {self.engine.name: self} if self.engine.name in SLOTS else {}
+            self._learner = Learner(self.folder, own)
+        result = self._learner.learn(task, images, on_error)
+        self.refresh()
+        return result
+
+    def refresh(self) -> bool:
+        """Take over the build's current bank if another one was learnt since; whether there was one."""
+        bank = current(self.folder, "onnx" if self.engine.name == "onnx" else "int8")
+        if bank.crc32 == self.bank.crc32:
+            return False
+        _, self.scorers = check_bank(bank)
+        self.bank = bank
+        self.task_names = task_names(bank, self.manifest["task"], len(self.scorers.scorers))
+        return True
 
     def mask(self, grid: np.ndarray, task: int = 0) -> np.ndarray:
         """(S, S) bool: where the unsmoothed distance reaches the task's threshold; a cell that does is masked whole."""
@@ -315,15 +351,14 @@ def load(build: str | Path, engine: str = "int8") -> Model:
     folder = Path(build)
     manifest = read_manifest(folder)
     features = "onnx" if engine == "onnx" else "int8"
-    bank_path, backbone_path = folder / BANKS[features], folder / BACKBONES[features]
-    bank = open_bank(bank_path)
+    bank, backbone_path = current(folder, features), folder / BACKBONES[features]
     try:
         crc = zlib.crc32(backbone_path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {backbone_path}: {error.strerror}; make the build again") from error
     if crc != bank.header.backbone_crc32:
         raise CheckFailed(
-            f"{bank_path} was fitted on backbone {bank.header.backbone_crc32:08x}, but {backbone_path.name} is {crc:08x}; "
+            f"{bank.name} was fitted on backbone {bank.header.backbone_crc32:08x}, but {backbone_path.name} is {crc:08x}; "
             "use the files of one build"
         )
     preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
@@ -332,10 +367,10 @@ def load(build: str | Path, engine: str = "int8") -> Model:
     _, scorers = check_bank(bank)
     if not np.array_equal(bank.sections["LUT "], table):
         raise CheckFailed(
-            f"{folder / MANIFEST}: preprocessing gives another input table than {bank_path.name} holds; "
+            f"{folder / MANIFEST}: preprocessing gives another input table than {Path(bank.name).name} holds; "
             "use the files of one build"
         )
     names = manifest["backbone"]["layers"]
     embedding = Embedding.from_sections(bank.sections, bank.header.grid_size, names)
-    return Model(manifest, preprocessing, table, embedding, scorers, open_engine(engine, folder), bank)
+    return Model(manifest, preprocessing, table, embedding, scorers, open_engine(engine, folder), bank, folder)
 

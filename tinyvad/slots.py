@@ -6,10 +6,10 @@ leaves with the old or the new bank whole. A build has one pair of slots a kind 
     int8   bank.tvb        bank.1.tvb           the truth: the valid one with the higher generation is the current bank
     onnx   bank_onnx.tvb   bank_onnx.1.tvb      the float path: the one whose generation is that of the current int8 bank
 
-A new generation takes the slot that is not current (docs/SPEC.md, "Updating: two slots"). It is staged in a file of its own
-first, so that the float bank is renamed into its slot only when the int8 bank needs nothing but a rename too: the next writer
-finishes what was cut off between the two (``recover``). Readers take no lock; writers take the one of ``locked``, which the
-operating system gives back when they die.
+A new generation takes the slot that is not current (docs/SPEC.md, "Updating: two slots"). It is staged in a file of its
+own first, so that the float bank is renamed into its slot only when the int8 bank needs nothing but a rename too: the next
+writer finishes what was cut off between the two (``recover``). Readers take no lock; writers take the one of ``locked``,
+which the operating system gives back when they die.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ LOCK = "lock"
 LAST_GENERATION = 2**32 - 1
 TRIES = 100  # of a reader whom writers overtake
 _GENERATION_AT = 48  # byte of the header
+
+
+class Busy(InputError):
+    """Another process or thread is writing."""
 
 
 class Slot(NamedTuple):
@@ -176,8 +180,8 @@ def _sync_folder(folder: Path) -> None:
 def recover(folder: Path) -> None:
     """Finish or drop what a writer that died has left; to be called under ``locked``.
 
-    A float bank in its slot with its int8 bank still staged: the int8 bank is renamed too. Everything else that is staged or
-    half written goes.
+    A float bank in its slot with its int8 bank still staged: the int8 bank is renamed too. Everything else that is staged
+    or half written goes.
     """
     generation = _newest(folder).header.generation
     for name in SLOTS["int8"]:
@@ -234,7 +238,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep other writers of a build out. The system gives the lock back when its holder ends, however it ends.
 
     Raises:
-        InputError: another process or thread holds it (which, since when), or the folder can't be written.
+        Busy: another process or thread holds it (which, since when). InputError: the folder can't be written.
     """
     path = folder / STATES / LOCK
     try:
@@ -246,7 +250,7 @@ def locked(folder: Path) -> Iterator[None]:
         if not _lock(file):
             file.seek(0)
             holder = file.read(200).decode("utf-8", "replace").strip() or "another process"
-            raise InputError(f"{folder} is being taught by {holder}; wait until it is done, or end it")
+            raise Busy(f"{folder} is being taught by {holder}; wait until it is done, or end it")
         file.truncate(0)
         file.write(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode())
         file.flush()

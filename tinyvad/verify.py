@@ -20,10 +20,12 @@ from tinyvad.errors import CheckFailed, InputError, TinyvadError
 from tinyvad.firmware_sim.targets import Target
 from tinyvad.images import Preprocessing, apply_table, find_datasets, load_images, read_image
 from tinyvad.model import BACKBONES, BANKS, BATCH, Model, load, read_manifest
+from tinyvad.slots import SLOTS, STATES
 
 ORACLES = ("litert", "tflm")
 RUNTIMES = ("host", "firmware")  # our C code, compiled for this PC and for the target under QEMU: only where asked for
 ENGINES = (*ORACLES, "onnx", *RUNTIMES)
+REPLACED = (*BANKS.values(), "firmware/bank.tvb")  # files of a build that learning writes anew
 ALL = "all"
 SAMPLES = "samples"
 
@@ -107,20 +109,27 @@ def verify(
 
 
 def changed_files(build: Path, manifest: dict[str, Any]) -> list[str]:
-    """Files of the manifest that are missing or have another SHA-256."""
+    """Files of the manifest that are missing or have another SHA-256, and slots with a damaged bank.
+
+    Learning replaces banks, whose own CRCs vouch for those of a later generation, and the states beside them.
+    """
+    learnt = any(_was_learnt(build / name) for names in SLOTS.values() for name in names)
     changed = [name for name in (*BACKBONES.values(), *BANKS.values()) if name not in manifest["files"]]
     for name, facts in manifest["files"].items():
+        if learnt and (name.startswith(f"{STATES}/") or (name in REPLACED and _was_learnt(build / name))):
+            continue
         try:
             digest = hashlib.sha256((build / name).read_bytes()).hexdigest()
         except OSError:
             digest = "missing"
-        if digest != facts["sha256"] and not (name in BANKS.values() and _was_learnt(build / name)):
+        if digest != facts["sha256"]:
             changed.append(name)
-    return changed
+    later = [name for _, name in SLOTS.values() if (build / name).exists() and name not in manifest["files"]]
+    return changed + [name for name in later if not _was_learnt(build / name)]
 
 
 def _was_learnt(path: Path) -> bool:
-    """Is it a bank that was written after the build? Its own CRC vouches for that one."""
+    """Is it a whole bank that was written after the build?"""
     try:
         return open_bank(path).header.generation > 0
     except InputError:

@@ -62,18 +62,21 @@ typedef struct {
     uint32_t backbone_crc32;
     uint32_t header_crc32;      /* identifies the bank */
     uint32_t generation;
-    uint32_t threshold;         /* THRS[0]: at or above it an image is anomalous */
     uint16_t input_h, input_w;  /* pixels */
     uint16_t grid_h, grid_w;    /* cells of the score map */
     uint16_t depth;             /* D: int8 values of one cell's vector */
     uint16_t values;            /* d (PADM, PADF, PADC) or D (CORE, PQPC) */
-    uint32_t rows;              /* K (CORE, PQPC), else 0 */
+    uint32_t rows;              /* K of all tasks (CORE, PQPC), else 0 */
     uint16_t subspaces;         /* M (PQPC), else 0 */
     uint8_t bits;               /* of a factor entry or a code */
     uint8_t mode;               /* 0 identity, 1 chosen channels, 2 projection */
     uint8_t taps;
+    uint8_t tasks;              /* T, products that the bank knows; at least 1 */
     const int32_t *tap_rows;    /* TAPS, (taps, 8) */
     const int8_t *input_table;  /* LUT, (3, 256) */
+    const uint32_t *thresholds; /* THRS, (tasks): at or above its task's an image is anomalous */
+    const int32_t *task_rows;   /* TASK, (tasks, 4); NULL where there is none: one task that has all rows */
+    const int32_t *prototypes;  /* PROT, (tasks, channels of the last tap); NULL where there is none */
     tvad_section mean, codes, tables, factor, indices, projection, bias, vectors, codebook;
     tvad_section test, gold;    /* nbytes 0 where there are none */
 } tvad_bank;
@@ -83,7 +86,8 @@ typedef struct {
     uint32_t score;             /* the largest of the map; a higher one is more anomalous */
     uint16_t row, column;       /* where it is */
     uint16_t grid_h, grid_w;
-    uint8_t label;              /* 1: score >= threshold */
+    uint8_t label;              /* 1: score >= threshold of the task */
+    uint8_t task;               /* product that the image was taken for, and scored by: its row of THRS */
     const uint32_t *map;
 } tvad_result;
 

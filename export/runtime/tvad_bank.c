@@ -39,6 +39,7 @@ static int is_known(uint32_t tag)
         TVAD_TAG('T', 'H', 'R', 'S'), TVAD_TAG('T', 'A', 'S', 'K'), TVAD_TAG('B', 'I', 'A', 'S'),
         TVAD_TAG('I', 'N', 'D', 'X'), TVAD_TAG('S', 'T', 'E', 'P'), TVAD_TAG('L', 'U', 'T', ' '),
         TVAD_TAG('M', 'E', 'T', 'A'), TVAD_TAG('T', 'E', 'S', 'T'), TVAD_TAG('G', 'O', 'L', 'D'),
+        TVAD_TAG('P', 'R', 'O', 'T'), TVAD_TAG('L', 'A', 'D', 'R'), TVAD_TAG('L', 'R', 'N', ' '),
     };
     uint32_t i;
 

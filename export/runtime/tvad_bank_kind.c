@@ -15,6 +15,11 @@
 #define MAX_DEPTH 65535u
 #define MAX_VALUES 512              /* d of the PaDiM kinds: inner sums stay below 2^24 */
 #define TABLE_SHIFT 16
+#define MAX_TASKS 255u
+#define MAX_CELLS 65536u            /* of a grid with prototypes: the sums of tvad_route stay within their widths */
+#define LADDER_PAIR 2u              /* rows, threshold */
+#define LEARNING_NUMBERS 8u
+#define LEARNING_ZEROS 3u           /* the last of them */
 
 /* Take a section of exactly this dtype and shape (0: unused dimension). */
 static int take(const tvad_bank *bank, uint32_t tag, uint32_t dtype, uint32_t dim0, uint32_t dim1, uint32_t dim2,
@@ -110,10 +115,105 @@ static int all_below(const uint16_t *values, uint32_t count, uint32_t limit)
     return 1;
 }
 
+static int is_memory_bank(const tvad_bank *bank)
+{
+    return bank->kind == TVAD_KIND_CORE || bank->kind == TVAD_KIND_PQPC;
+}
+
+/* PROT: no signature, and so no mean of them, passes 127 a cell. */
+static int check_prototypes(const tvad_bank *bank)
+{
+    const uint32_t cells = (uint32_t)bank->grid_h * bank->grid_w, count = bank->tasks * tvad_last_channels(bank);
+    uint32_t i;
+
+    for (i = 0; i < count && cells <= MAX_CELLS; i++) {
+        const int32_t value = bank->prototypes[i], most = 127 * (int32_t)cells;
+
+        if (value < -most || value > most) {
+            return 0;
+        }
+    }
+    return cells <= MAX_CELLS;
+}
+
+/* TASK and PROT: both or none, both if there are several tasks; each task's rows follow those of the one before. */
+static tvad_status check_tasks(tvad_bank *bank, const int32_t *config)
+{
+    const uint32_t each = is_memory_bank(bank) ? 0 : bank->grid_h;      /* rows of every task, 0: any number */
+    tvad_section rows, prototypes;
+    int64_t end = 0;
+    uint32_t t;
+
+    if (bank->tasks == 1 && !tvad_find_section(bank->base, TVAD_TAG('T', 'A', 'S', 'K'), &rows) &&
+        !tvad_find_section(bank->base, TVAD_TAG('P', 'R', 'O', 'T'), &prototypes)) {
+        return TVAD_OK;
+    }
+    if (!take(bank, TVAD_TAG('T', 'A', 'S', 'K'), I4, bank->tasks, TVAD_TASK_FIELDS, 0, &rows) ||
+        !take(bank, TVAD_TAG('P', 'R', 'O', 'T'), I4, bank->tasks, tvad_last_channels(bank), 0, &prototypes)) {
+        return TVAD_ERROR_SECTION;
+    }
+    bank->task_rows = rows.data;
+    bank->prototypes = prototypes.data;
+    for (t = 0; t < bank->tasks; t++) {
+        const int32_t *row = bank->task_rows + TVAD_TASK_FIELDS * t;
+
+        if (row[TVAD_TASK_FIRST] != end || row[TVAD_TASK_ROWS] < 1 || row[TVAD_TASK_IMAGES] < 0 ||
+            row[TVAD_TASK_RESERVED] != 0 || (each != 0 && row[TVAD_TASK_ROWS] != (int32_t)each)) {
+            return TVAD_ERROR_FIELD;
+        }
+        end += row[TVAD_TASK_ROWS];
+    }
+    if (each == 0 && end != config[0]) {
+        return TVAD_ERROR_FIELD;
+    }
+    return check_prototypes(bank) ? TVAD_OK : TVAD_ERROR_FIELD;
+}
+
+/* LADR and LRN, which scoring does not read: of the right form, so that who learns can rely on it. */
+static tvad_status check_learning(const tvad_bank *bank)
+{
+    tvad_section ladder, numbers;
+    const uint32_t *values;
+    uint32_t t, i;
+
+    if (tvad_find_section(bank->base, TVAD_TAG('L', 'A', 'D', 'R'), &ladder)) {
+        const uint32_t pairs = ladder.dim[1];
+
+        if (!is_memory_bank(bank) ||
+            !take(bank, TVAD_TAG('L', 'A', 'D', 'R'), U4, bank->tasks, pairs, LADDER_PAIR, &ladder)) {
+            return TVAD_ERROR_SECTION;
+        }
+        values = ladder.data;
+        for (t = 0; t < bank->tasks; t++) {
+            uint32_t before = UINT32_MAX;
+
+            for (i = 0; i < pairs; i++) {
+                if (values[0] < 1 || values[0] > before) {
+                    return TVAD_ERROR_FIELD;
+                }
+                before = values[0];
+                values += LADDER_PAIR;
+            }
+        }
+    }
+    if (tvad_find_section(bank->base, TVAD_TAG('L', 'R', 'N', ' '), &numbers)) {
+        if (!take(bank, TVAD_TAG('L', 'R', 'N', ' '), U4, LEARNING_NUMBERS, 0, 0, &numbers)) {
+            return TVAD_ERROR_SECTION;
+        }
+        values = numbers.data;
+        for (i = LEARNING_NUMBERS - LEARNING_ZEROS; i < LEARNING_NUMBERS; i++) {
+            if (values[i] != 0) {
+                return TVAD_ERROR_FIELD;
+            }
+        }
+    }
+    return TVAD_OK;
+}
+
 static tvad_status check_padim(tvad_bank *bank, const int32_t *config)
 {
     int32_t d = config[0], bits = config[1], mode = config[2];
-    uint32_t values, pairs, kind, h = bank->grid_h, w = bank->grid_w;
+    uint32_t values, pairs, kind, h = bank->tasks * (uint32_t)bank->grid_h, w = bank->grid_w;     /* h: rows of all tasks */
 
     if (d < 1 || d > MAX_VALUES || (bits != 0 && bits != 4 && bits != 8) || mode < 0 || mode > 2 ||
         config[3] != TABLE_SHIFT) {
@@ -130,7 +230,8 @@ static tvad_status check_padim(tvad_bank *bank, const int32_t *config)
     pairs = values * (values - 1) / 2;
     if (!take(bank, TVAD_TAG('M', 'E', 'A', 'N'), I1, h, w, values, &bank->mean) ||
         !take(bank, TVAD_TAG('S', 'C', 'A', 'L'), U1, h, w, bits == 0 ? values : 2 * values, &bank->codes) ||
-        !take(bank, TVAD_TAG('T', 'A', 'B', 'L'), U4, bits == 0 ? 1 : 2, 256, 0, &bank->tables)) {
+        !take(bank, TVAD_TAG('T', 'A', 'B', 'L'), U4, (bits == 0 ? 1u : 2u) * bank->tasks, 256, 0,
+              &bank->tables)) {
         return TVAD_ERROR_SECTION;
     }
     if (bits != 0 && (pairs == 0 || !take(bank, TVAD_TAG('C', 'H', 'O', 'L'), bits == 4 ? U1 : I1, h, w,
@@ -186,7 +287,7 @@ static int is_permutation(const uint16_t *values, uint32_t count)
     return 1;
 }
 
-/* Every code below the number of centroids; only a bank of few rows has less than 2^bits of them. */
+/* Every code below the number of centroids; nothing to look at where there are 2^bits of them. */
 static int check_codes(const tvad_bank *bank, uint32_t centroids)
 {
     uint32_t k, j, row = bank->codes.dim[1];
@@ -236,8 +337,12 @@ static tvad_status check_memory_bank(tvad_bank *bank, const int32_t *config)
     m = (uint32_t)subspaces;
     bank->subspaces = (uint16_t)m;
     bank->mode = 1;
-    centroids = rows < 1u << bits ? rows : 1u << bits;
-    if (!take(bank, TVAD_TAG('I', 'N', 'D', 'X'), U2, depth, 0, 0, &bank->indices) ||
+    if (!tvad_find_section(bank->base, TVAD_TAG('C', 'B', 'K', ' '), &bank->codebook)) {
+        return TVAD_ERROR_SECTION;
+    }
+    centroids = bank->codebook.dim[1];
+    if (centroids > 1u << bits ||
+        !take(bank, TVAD_TAG('I', 'N', 'D', 'X'), U2, depth, 0, 0, &bank->indices) ||
         !take(bank, TVAD_TAG('C', 'B', 'K', ' '), I1, m, centroids, depth / m, &bank->codebook) ||
         !take(bank, TVAD_TAG('C', 'O', 'D', 'E'), U1, rows, (m * (uint32_t)bits + 7) / 8, 0, &bank->codes)) {
         return TVAD_ERROR_SECTION;
@@ -246,7 +351,7 @@ static tvad_status check_memory_bank(tvad_bank *bank, const int32_t *config)
 }
 
 /* TEST and GOLD: both or none, with tasks and positions that there are. */
-static tvad_status check_self_test(tvad_bank *bank, uint32_t tasks)
+static tvad_status check_self_test(tvad_bank *bank)
 {
     const uint32_t *gold;
     uint32_t i, cells = (uint32_t)bank->grid_h * bank->grid_w;
@@ -262,7 +367,7 @@ static tvad_status check_self_test(tvad_bank *bank, uint32_t tasks)
     }
     gold = bank->gold.data;
     for (i = 0; i < bank->gold.dim[0]; i++) {
-        if (gold[3 * (size_t)i] >= tasks || gold[3 * (size_t)i + 1] >= cells) {
+        if (gold[3 * (size_t)i] >= bank->tasks || gold[3 * (size_t)i + 1] >= cells) {
             return TVAD_ERROR_FIELD;
         }
     }
@@ -275,12 +380,13 @@ tvad_status tvad_check_kind(tvad_bank *bank)
     tvad_status status;
 
     if (!take(bank, TVAD_TAG('L', 'U', 'T', ' '), I1, 3, 256, 0, &section) ||
-        !tvad_find_section(bank->base, TVAD_TAG('T', 'H', 'R', 'S'), &thresholds) ||
+        !tvad_find_section(bank->base, TVAD_TAG('T', 'H', 'R', 'S'), &thresholds) || thresholds.dim[0] > MAX_TASKS ||
         !take(bank, TVAD_TAG('T', 'H', 'R', 'S'), U4, thresholds.dim[0], 0, 0, &thresholds)) {
         return TVAD_ERROR_SECTION;
     }
     bank->input_table = section.data;
-    bank->threshold = *(const uint32_t *)thresholds.data;
+    bank->thresholds = thresholds.data;
+    bank->tasks = (uint8_t)thresholds.dim[0];
     status = check_taps(bank);
     if (status != TVAD_OK) {
         return status;
@@ -288,13 +394,18 @@ tvad_status tvad_check_kind(tvad_bank *bank)
     if (!take(bank, TVAD_TAG('C', 'F', 'G', ' '), I4, 4, 0, 0, &section)) {
         return TVAD_ERROR_SECTION;
     }
-    status = bank->kind == TVAD_KIND_CORE || bank->kind == TVAD_KIND_PQPC ? check_memory_bank(bank, section.data)
-                                                                          : check_padim(bank, section.data);
+    status = check_tasks(bank, section.data);
+    if (status == TVAD_OK) {
+        status = check_learning(bank);
+    }
+    if (status == TVAD_OK) {
+        status = is_memory_bank(bank) ? check_memory_bank(bank, section.data) : check_padim(bank, section.data);
+    }
     if (status != TVAD_OK) {
         return status;
     }
     if (tvad_score_need(bank) > INT32_MAX) {
         return TVAD_ERROR_FIELD;
     }
-    return check_self_test(bank, thresholds.dim[0]);
+    return check_self_test(bank);
 }

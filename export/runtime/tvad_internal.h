@@ -27,6 +27,9 @@
 enum { TVAD_TAP_H, TVAD_TAP_W, TVAD_TAP_C, TVAD_TAP_ZERO, TVAD_TAP_MULTIPLIER, TVAD_TAP_SHIFT, TVAD_TAP_POOL,
        TVAD_TAP_RESERVED, TVAD_TAP_FIELDS };
 
+/* Section TASK: the fields of a row. */
+enum { TVAD_TASK_FIRST, TVAD_TASK_ROWS, TVAD_TASK_IMAGES, TVAD_TASK_RESERVED, TVAD_TASK_FIELDS };
+
 /* tvad_crc.c. CRC-32 of zlib; crc is that of the bytes before, 0 at the start. */
 uint32_t tvad_crc32(uint32_t crc, const uint8_t *data, size_t nbytes);
 
@@ -43,6 +46,32 @@ void tvad_embed_rows(const tvad_bank *bank, uint32_t tap, const int8_t *map, uin
 /* tvad_score.c. Bytes that tvad_score needs; the bank's fields are set, its sections need not be. Never overflows. */
 uint64_t tvad_score_need(const tvad_bank *bank);
 
+/* Values of a signature and of a row of PROT. */
+static inline uint32_t tvad_last_channels(const tvad_bank *bank)
+{
+    return (uint32_t)bank->tap_rows[TVAD_TAP_FIELDS * (bank->taps - 1u) + TVAD_TAP_C];
+}
+
+/* A task's first row of BANK or CODE, and how many it has. */
+static inline uint32_t tvad_task_first(const tvad_bank *bank, uint32_t task)
+{
+    return bank->task_rows == NULL ? 0 : (uint32_t)bank->task_rows[TVAD_TASK_FIELDS * task + TVAD_TASK_FIRST];
+}
+
+static inline uint32_t tvad_task_rows(const tvad_bank *bank, uint32_t task)
+{
+    return bank->task_rows == NULL ? bank->rows : (uint32_t)bank->task_rows[TVAD_TASK_FIELDS * task + TVAD_TASK_ROWS];
+}
+
+/* tvad_route.c. The signature, (tvad_last_channels) int32, of an image whose parts[t] is tap t's whole part of the embedding. */
+void tvad_signature(const tvad_bank *bank, const int8_t *const parts[], int32_t *signature);
+
+/* The same in pieces: adds `cells` cells of the last tap's part to a signature that began as zeros. */
+void tvad_add_signature(const tvad_bank *bank, const int8_t *part, uint32_t cells, int32_t *signature);
+
+/* The task whose prototype is nearest to a signature, the first of equals; 0 where there are no prototypes. */
+uint32_t tvad_route(const tvad_bank *bank, const int32_t *signature);
+
 /* One value of a cell's vector at a time: parts[t] is tap t's first value of cell 0, `cell` cells further is ours. */
 typedef struct {
     const tvad_bank *bank;
@@ -53,12 +82,21 @@ typedef struct {
 
 int8_t tvad_vector_value(tvad_vector *vector, uint32_t channel);
 
-/* The scorers, tvad_score_*.c: squared distances of `cells` cells, of which the first is number `position` of the grid. */
-typedef void tvad_scorer(const tvad_bank *bank, const int8_t *const parts[], uint32_t position, uint32_t cells,
-                         uint32_t *distances, void *scratch);
+/* The scorers, tvad_score_*.c: squared distances by one task of `cells` cells, of which the first is number `position` of
+ * the grid. */
+typedef void tvad_scorer(const tvad_bank *bank, uint32_t task, const int8_t *const parts[], uint32_t position,
+                         uint32_t cells, uint32_t *distances, void *scratch);
 tvad_scorer tvad_score_padim, tvad_score_core, tvad_score_pq;
 uint32_t tvad_score_padim_scratch(const tvad_bank *bank);
 uint32_t tvad_score_core_scratch(const tvad_bank *bank);
+
+/* tvad_score_core.c. A cell's vector, (depth) int16 in the order of tvad_slot. */
+void tvad_make_query(const tvad_bank *bank, const int8_t *const parts[], uint32_t cell, int16_t *query);
+
+/* Look at `rows` int8 rows from `row` on; returns the smallest squared distance below `best`, else `best`, and where it was. */
+int32_t tvad_scan_rows(const int16_t *query, const int8_t *row, uint32_t rows, uint32_t depth, int32_t best,
+                       uint32_t *nearest);
+
 uint32_t tvad_score_pq_scratch(const tvad_bank *bank);
 
 #endif

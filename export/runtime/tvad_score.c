@@ -2,7 +2,10 @@
  *
  * tvad_score keeps one grid row of vectors: it embeds a row of every tap, scores it and goes on to the next. Its scratch:
  *     map uint32 (grid_h, grid_w) | per tap int8 (grid_w, C) | scratch of the embedding or the scorer, whichever is larger
- * each part rounded up to 16 bytes. tinyvad.detectors.score_bytes is its twin in Python.
+ * Of a bank of several tasks it embeds the last tap twice: first to find the image's task, in the same scratch:
+ *     signature int32 (C) | last tap int8 (grid_w, C) | scratch of its embedding
+ * each part rounded up to 16 bytes. tinyvad.detectors.score_bytes is its twin in Python. What is needed does not depend on the
+ * number of tasks, nor on there being prototypes: a bank that learns a second product needs no more.
  */
 #include "tvad_internal.h"
 #include "tvad_kernels.h"
@@ -15,6 +18,11 @@ static uint32_t map_bytes(const tvad_bank *bank)
 static uint32_t row_bytes(const tvad_bank *bank, uint32_t tap)
 {
     return TVAD_ALIGN16(bank->grid_w * (uint32_t)bank->tap_rows[TVAD_TAP_FIELDS * tap + TVAD_TAP_C]);   /* below 2^29 */
+}
+
+static uint32_t signature_bytes(const tvad_bank *bank)
+{
+    return TVAD_ALIGN16(4u * tvad_last_channels(bank));
 }
 
 static uint32_t work_bytes(const tvad_bank *bank)
@@ -31,13 +39,15 @@ static uint32_t work_bytes(const tvad_bank *bank)
 
 uint64_t tvad_score_need(const tvad_bank *bank)
 {
-    uint64_t bytes = (uint64_t)map_bytes(bank) + work_bytes(bank);
+    const uint32_t last = bank->taps - 1u;
+    const uint64_t routing = (uint64_t)signature_bytes(bank) + row_bytes(bank, last) + tvad_embed_scratch(bank, last);
+    uint64_t scoring = (uint64_t)map_bytes(bank) + work_bytes(bank);
     uint32_t t;
 
     for (t = 0; t < bank->taps; t++) {
-        bytes += row_bytes(bank, t);
+        scoring += row_bytes(bank, t);
     }
-    return bytes;
+    return routing > scoring ? routing : scoring;
 }
 
 size_t tvad_score_bytes(const tvad_bank *bank)
@@ -45,7 +55,7 @@ size_t tvad_score_bytes(const tvad_bank *bank)
     return (size_t)tvad_score_need(bank);                       /* at most INT32_MAX, or tvad_open had refused the bank */
 }
 
-uint32_t tvad_score_parts_scratch(const tvad_bank *bank)
+static uint32_t scorer_scratch(const tvad_bank *bank)
 {
     switch (bank->kind) {
     case TVAD_KIND_CORE:
@@ -55,6 +65,13 @@ uint32_t tvad_score_parts_scratch(const tvad_bank *bank)
     default:
         return tvad_score_padim_scratch(bank);
     }
+}
+
+uint32_t tvad_score_parts_scratch(const tvad_bank *bank)
+{
+    const uint32_t signature = signature_bytes(bank), scorer = scorer_scratch(bank);
+
+    return signature > scorer ? signature : scorer;
 }
 
 int8_t tvad_vector_value(tvad_vector *vector, uint32_t channel)
@@ -75,24 +92,24 @@ int8_t tvad_vector_value(tvad_vector *vector, uint32_t channel)
     return vector->parts[vector->tap][(size_t)vector->cell * width + (channel - vector->first)];
 }
 
-static void score_cells(const tvad_bank *bank, const int8_t *const parts[], uint32_t position, uint32_t cells,
-                        uint32_t *distances, void *scratch)
+static void score_cells(const tvad_bank *bank, uint32_t task, const int8_t *const parts[], uint32_t position,
+                        uint32_t cells, uint32_t *distances, void *scratch)
 {
     switch (bank->kind) {
     case TVAD_KIND_CORE:
-        tvad_score_core(bank, parts, position, cells, distances, scratch);
+        tvad_score_core(bank, task, parts, position, cells, distances, scratch);
         break;
     case TVAD_KIND_PQPC:
-        tvad_score_pq(bank, parts, position, cells, distances, scratch);
+        tvad_score_pq(bank, task, parts, position, cells, distances, scratch);
         break;
     default:
-        tvad_score_padim(bank, parts, position, cells, distances, scratch);
+        tvad_score_padim(bank, task, parts, position, cells, distances, scratch);
         break;
     }
 }
 
 /* The largest distance, and the first place where it stands. */
-static void find_result(const tvad_bank *bank, const uint32_t *map, tvad_result *result)
+static void find_result(const tvad_bank *bank, uint32_t task, const uint32_t *map, tvad_result *result)
 {
     uint32_t cells = (uint32_t)bank->grid_h * bank->grid_w, best = 0, i;
 
@@ -106,14 +123,39 @@ static void find_result(const tvad_bank *bank, const uint32_t *map, tvad_result 
     result->column = (uint16_t)(best % bank->grid_w);
     result->grid_h = bank->grid_h;
     result->grid_w = bank->grid_w;
-    result->label = map[best] >= bank->threshold;
+    result->label = map[best] >= bank->thresholds[task];
+    result->task = (uint8_t)task;
     result->map = map;
 }
 
 void tvad_score_parts(const tvad_bank *bank, const int8_t *const parts[], uint32_t *map, void *scratch, tvad_result *result)
 {
-    score_cells(bank, parts, 0, (uint32_t)bank->grid_h * bank->grid_w, map, scratch);
-    find_result(bank, map, result);
+    uint32_t task = 0;
+
+    if (bank->tasks > 1u) {
+        tvad_signature(bank, parts, scratch);
+        task = tvad_route(bank, scratch);
+    }
+    score_cells(bank, task, parts, 0, (uint32_t)bank->grid_h * bank->grid_w, map, scratch);
+    find_result(bank, task, map, result);
+}
+
+/* The task of an image whose last tap is `map`, a grid row at a time. */
+static uint32_t find_task(const tvad_bank *bank, const int8_t *map, void *scratch)
+{
+    const uint32_t last = bank->taps - 1u;
+    int32_t *signature = scratch;
+    int8_t *row = (int8_t *)scratch + signature_bytes(bank), *work = row + row_bytes(bank, last);
+    uint32_t y, c;
+
+    for (c = 0; c < tvad_last_channels(bank); c++) {
+        signature[c] = 0;
+    }
+    for (y = 0; y < bank->grid_h; y++) {
+        tvad_embed_rows(bank, last, map, y, 1, row, work);
+        tvad_add_signature(bank, row, bank->grid_w, signature);
+    }
+    return tvad_route(bank, signature);
 }
 
 /* Is `scratch` what tvad_score_bytes asks for? */
@@ -128,11 +170,12 @@ tvad_status tvad_score(const tvad_bank *bank, const int8_t *const taps[], void *
     uint32_t *map = scratch;
     int8_t *at = scratch, *rows[TVAD_MAX_TAPS];
     const int8_t *parts[TVAD_MAX_TAPS];
-    uint32_t y, t;
+    uint32_t y, t, task;
 
     if (!is_enough(bank, scratch, scratch_bytes)) {
         return TVAD_ERROR_ARENA;
     }
+    task = bank->tasks > 1u ? find_task(bank, taps[bank->taps - 1u], scratch) : 0;
     at += map_bytes(bank);
     for (t = 0; t < bank->taps; t++) {
         rows[t] = at;
@@ -143,9 +186,9 @@ tvad_status tvad_score(const tvad_bank *bank, const int8_t *const taps[], void *
         for (t = 0; t < bank->taps; t++) {
             tvad_embed_rows(bank, t, taps[t], y, 1, rows[t], at);
         }
-        score_cells(bank, parts, y * bank->grid_w, bank->grid_w, map + y * bank->grid_w, at);
+        score_cells(bank, task, parts, y * bank->grid_w, bank->grid_w, map + y * bank->grid_w, at);
     }
-    find_result(bank, map, result);
+    find_result(bank, task, map, result);
     return TVAD_OK;
 }
 
@@ -165,7 +208,7 @@ tvad_status tvad_self_test(const tvad_bank *bank, void *scratch, size_t scratch_
             parts[t] = vectors + (size_t)i * bank->depth + first;
             first += (uint32_t)bank->tap_rows[TVAD_TAP_FIELDS * t + TVAD_TAP_C];
         }
-        score_cells(bank, parts, gold[3 * i + 1], 1, &distance, scratch);
+        score_cells(bank, gold[3 * i], parts, gold[3 * i + 1], 1, &distance, scratch);
         if (distance != gold[3 * i + 2]) {
             return TVAD_ERROR_CRC;
         }

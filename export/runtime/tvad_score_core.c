@@ -25,10 +25,9 @@ static TVAD_NOINLINE int32_t add_below(const int16_t *query, const int8_t *row, 
     return sum < limit ? tvad_distance(query, row, count, sum) : sum;
 }
 
-/* Look at `rows` rows from `row` on; returns the smallest distance below `best`, else `best`, and where it was. Most rows
- * end after their first stage. */
-static TVAD_NOINLINE int32_t scan(const int16_t *query, const int8_t *row, uint32_t rows, uint32_t depth, int32_t best,
-                                  uint32_t *nearest)
+/* Most rows end after their first stage. */
+TVAD_NOINLINE int32_t tvad_scan_rows(const int16_t *query, const int8_t *row, uint32_t rows, uint32_t depth, int32_t best,
+                                     uint32_t *nearest)
 {
     const uint32_t lead = depth >= STAGE ? STAGE : 0;
     uint32_t k;
@@ -48,29 +47,35 @@ static TVAD_NOINLINE int32_t scan(const int16_t *query, const int8_t *row, uint3
     return best;
 }
 
-void tvad_score_core(const tvad_bank *bank, const int8_t *const parts[], uint32_t position, uint32_t cells,
+void tvad_make_query(const tvad_bank *bank, const int8_t *const parts[], uint32_t cell, int16_t *query)
+{
+    uint32_t t, i, first = 0;
+
+    for (t = 0; t < bank->taps; t++) {
+        const uint32_t channels = (uint32_t)bank->tap_rows[TVAD_TAP_FIELDS * t + TVAD_TAP_C];
+        const int8_t *values = parts[t] + (size_t)cell * channels;
+
+        for (i = 0; i < channels; i++) {
+            query[tvad_slot(first + i, bank->depth)] = values[i];
+        }
+        first += channels;
+    }
+}
+
+void tvad_score_core(const tvad_bank *bank, uint32_t task, const int8_t *const parts[], uint32_t position, uint32_t cells,
                      uint32_t *distances, void *scratch)
 {
-    const int8_t *vectors = bank->vectors.data;
-    const uint32_t depth = bank->depth, rows = bank->rows;
+    const uint32_t depth = bank->depth, rows = tvad_task_rows(bank, task);
+    const int8_t *vectors = (const int8_t *)bank->vectors.data + (size_t)tvad_task_first(bank, task) * depth;
     int16_t *query = scratch;
-    uint32_t cell, t, i, nearest = 0;
+    uint32_t cell, nearest = 0;
 
     (void)position;                 /* one bank for all cells */
     for (cell = 0; cell < cells; cell++) {
-        uint32_t first = 0;
         int32_t best;
 
-        for (t = 0; t < bank->taps; t++) {
-            uint32_t channels = (uint32_t)bank->tap_rows[TVAD_TAP_FIELDS * t + TVAD_TAP_C];
-            const int8_t *values = parts[t] + (size_t)cell * channels;
-
-            for (i = 0; i < channels; i++) {
-                query[tvad_slot(first + i, depth)] = values[i];
-            }
-            first += channels;
-        }
+        tvad_make_query(bank, parts, cell, query);
         best = tvad_distance(query, vectors + (size_t)nearest * depth, depth, 0);
-        distances[cell] = (uint32_t)scan(query, vectors, rows, depth, best, &nearest);
+        distances[cell] = (uint32_t)tvad_scan_rows(query, vectors, rows, depth, best, &nearest);
     }
 }

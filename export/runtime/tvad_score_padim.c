@@ -184,10 +184,12 @@ static void choose(const tvad_bank *bank, tvad_vector *vector, int16_t *y)
     }
 }
 
-void tvad_score_padim(const tvad_bank *bank, const int8_t *const parts[], uint32_t position, uint32_t cells,
+void tvad_score_padim(const tvad_bank *bank, uint32_t task, const int8_t *const parts[], uint32_t position, uint32_t cells,
                       uint32_t *distances, void *scratch)
 {
     const uint32_t values = bank->values;
+    const uint32_t *tables = (const uint32_t *)bank->tables.data + (size_t)task * (bank->bits == 0 ? 256u : 512u);
+    const size_t before = (size_t)task * bank->grid_h * bank->grid_w + position;
     int16_t *vectors = scratch;
     int16_t *y = (int16_t *)(void *)((uint8_t *)scratch + vector_bytes(bank));
     void *work = (uint8_t *)(void *)y + TVAD_ALIGN16(2u * CELLS * values);
@@ -206,7 +208,7 @@ void tvad_score_padim(const tvad_bank *bank, const int8_t *const parts[], uint32
             project(bank, vectors, y);
         }
         for (k = 0; k < some; k++) {
-            const size_t place = (size_t)position + cell + k;
+            const size_t place = before + cell + k;
             const int8_t *mean = (const int8_t *)bank->mean.data + place * values;
             int16_t *t = y + k * values;
             uint64_t total;
@@ -218,7 +220,7 @@ void tvad_score_padim(const tvad_bank *bank, const int8_t *const parts[], uint32
             for (j = 0; j < values; j++) {
                 t[j] = (int16_t)(t[j] - mean[j]);
             }
-            total = tvad_triangle(bank, place, t, work) >> 8;
+            total = tvad_triangle(bank, tables, place, t, work) >> 8;
             distances[cell + k] = total > UINT32_MAX ? UINT32_MAX : (uint32_t)total;
         }
     }

@@ -17,7 +17,7 @@
 #define GROUPED(width) (((width) + 3u) & ~3u)
 
 typedef struct {
-    const uint8_t *codes;           /* of row 0 */
+    const uint8_t *codes;           /* of the task's first row */
     const uint32_t *tables;         /* (subspaces, centroids) */
     const uint32_t *rest;           /* (subspaces + 1): what subspaces j and after add at least */
     uint32_t rows, row_bytes, subspaces, centroids;
@@ -213,7 +213,7 @@ static TVAD_NOINLINE uint32_t scan_nibbles(const search *s, uint32_t best, uint3
     return scan(s, 4, best, nearest);
 }
 
-void tvad_score_pq(const tvad_bank *bank, const int8_t *const parts[], uint32_t position, uint32_t cells,
+void tvad_score_pq(const tvad_bank *bank, uint32_t task, const int8_t *const parts[], uint32_t position, uint32_t cells,
                    uint32_t *distances, void *scratch)
 {
     const uint32_t subspaces = bank->subspaces, centroids = bank->codebook.dim[1], width = bank->codebook.dim[2];
@@ -227,11 +227,11 @@ void tvad_score_pq(const tvad_bank *bank, const int8_t *const parts[], uint32_t 
     uint32_t cell, i, j, nearest = 0;
 
     (void)position;                 /* one bank for all cells */
-    s.codes = bank->codes.data;
+    s.row_bytes = bank->codes.dim[1];
+    s.codes = (const uint8_t *)bank->codes.data + (size_t)tvad_task_first(bank, task) * s.row_bytes;
     s.tables = tables;
     s.rest = rest;
-    s.rows = bank->rows;
-    s.row_bytes = bank->codes.dim[1];
+    s.rows = tvad_task_rows(bank, task);
     s.subspaces = subspaces;
     s.centroids = centroids;
     rest[subspaces] = 0;

@@ -222,11 +222,11 @@ static int64_t square(int64_t v, uint32_t a)
     return (int64_t)r * r - (r < -RESIDUAL_LIMIT ? 2 * RESIDUAL_LIMIT + 1 : 0);     /* -2^20 counts as -(2^20 - 1) */
 }
 
-uint64_t tvad_triangle(const tvad_bank *bank, size_t place, const int16_t *t, void *scratch)
+uint64_t tvad_triangle(const tvad_bank *bank, const uint32_t *tables, size_t place, const int16_t *t, void *scratch)
 {
     const uint32_t values = bank->values;
     const uint8_t *a_code = (const uint8_t *)bank->codes.data + place * bank->codes.dim[2], *s_code = a_code + values;
-    const uint32_t *a_table = bank->tables.data, *s_table = a_table + 256;
+    const uint32_t *a_table = tables, *s_table = tables + 256;
     const uint8_t *q;
     uint32_t *ordered = scratch;
     int32_t *inner = (int32_t *)scratch + ORDERED(values);

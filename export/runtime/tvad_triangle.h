@@ -4,8 +4,9 @@
 
 #include "tvad.h"
 
-/* Sum of r_i^2 of the cell at row-major `place`: t (values) int16, |t| <= 255. Below 2^49. */
-uint64_t tvad_triangle(const tvad_bank *bank, size_t place, const int16_t *t, void *scratch);
+/* Sum of r_i^2 of the cell at row-major `place` of all tasks' cells: t (values) int16, |t| <= 255; tables: A, then S, of its
+ * task. Below 2^49. */
+uint64_t tvad_triangle(const tvad_bank *bank, const uint32_t *tables, size_t place, const int16_t *t, void *scratch);
 uint32_t tvad_triangle_scratch(uint32_t values);
 
 #endif

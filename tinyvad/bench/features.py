@@ -1,10 +1,10 @@
 """Cached features: the int8 maps of a network that was calibrated on a stream's first products, made once for all cells.
 
-Flows in: a backbone, an input size, the good images of the first step, and the images to run. Flows out: a ``Network`` and
-tapped maps on disk, memory-mapped. As in a build the network is quantised on the first products' good images alone.
+Flows in: a backbone, an input size, the good images of the first task, and the images to run. Flows out: a ``Network`` and
+tapped maps on disk, memory-mapped. As in a build the network is quantised on the first task's good images alone.
 
 An entry's name is the hash of all that it depends on: the network's bytes, input table and size, and each image's path
-below the data folder, length, time of change and alteration. Entries are written under another name and renamed, so that
+below the data folder, length, time of change and drift. Entries are written under another name and renamed, so that
 they are whole or absent; a lock spares two processes the same work, but nothing depends on it.
 """
 
@@ -15,8 +15,8 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,53 +24,65 @@ import numpy as np
 
 from tinyvad.backbones.source import Backbone, open_backbone
 from tinyvad.calibration import CALIBRATION_IMAGES, quantize_on
+from tinyvad.continual.streams import Unit, unit_images
 from tinyvad.engines import threads
 from tinyvad.engines.int8 import Int8Engine
 from tinyvad.export.onnx import to_onnx
 from tinyvad.export.tflite import to_tflite
 from tinyvad.fitting import TapStore
-from tinyvad.graph.ir import Tensor
+from tinyvad.graph.ir import Graph, Tensor
 from tinyvad.graph.tflite_import import import_tflite
-from tinyvad.images import Preprocessing, apply_table, input_table, load_images
+from tinyvad.images import Preprocessing, apply_table, input_table
 from tinyvad.model import batches
 from tinyvad.version import __version__
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One image of a stream: a file, and what is done to it first.
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Some images of one unit of a stream, in order, changed by its drift.
 
     Attributes:
-        path: the file. name: its path below the data folder, for keys.
-        alteration: what ``alter`` does, in words that tell all of it; '' for nothing.
-        alter: (H, W, 3) uint8 -> the same, at the network's size; None for nothing.
+        root: the data folder. seed: of the drift's noise.
     """
 
-    path: Path
-    name: str
-    alteration: str = ""
-    alter: Callable[[np.ndarray], np.ndarray] | None = None
+    unit: Unit
+    paths: list[Path]
+    root: Path
+    seed: int
 
-    def identity(self) -> str:
-        """What tells it from any other image: name, bytes, time of change, alteration."""
-        facts = self.path.stat()
-        return f"{self.name}:{facts.st_size}:{facts.st_mtime_ns}:{self.alteration}"
+    def identities(self) -> list[str]:
+        """What tells each image from any other."""
+        drift = f"{self.unit.drift}:{self.seed}" if self.unit.drift else ""
+        return [f"{identity(path, self.root)}:{drift}" for path in self.paths]
+
+    def images(self, preprocessing: Preprocessing) -> Iterator[np.ndarray]:
+        """(S, S, 3) uint8 each, one in memory at a time."""
+        return unit_images(self.unit, self.paths, preprocessing, self.seed)
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """An int8 network, ready to run.
+    """An int8 network.
 
     Attributes:
         preprocessing: of its images. table: (3, 256) int8, its input of every pixel value.
-        tensors: the tapped tensors. key: hash of its bytes and its input table.
+        graph: int8 Graph; its outputs are the tapped tensors. key: hash of its bytes and its input table.
     """
 
     preprocessing: Preprocessing
     table: np.ndarray
-    engine: Int8Engine
-    tensors: list[Tensor]
+    graph: Graph
     key: str
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tapped tensors."""
+        return [self.graph.tensors[output] for output in self.graph.outputs]
+
+    @cached_property
+    def engine(self) -> Int8Engine:
+        """What runs it; made when features are missing."""
+        return Int8Engine(self.graph, threads())
 
 
 class CachedTaps(TapStore):
@@ -83,9 +95,22 @@ class CachedTaps(TapStore):
         self.count = path.stat().st_size // sum(self._sizes)
 
 
-@lru_cache(maxsize=4)
-def open_network(name: str, size: int, good: tuple[Picture, ...], cache: Path) -> Network:
-    """The network quantised on up to ``CALIBRATION_IMAGES`` of the first step's good images, evenly chosen.
+class SeveralTaps(TapStore):
+    """Several stores, one after the other."""
+
+    def __init__(self, stores: Sequence[TapStore]) -> None:
+        self._stores = stores
+        self.count = sum(store.count for store in stores)
+
+    def batches(self, indices: np.ndarray | None = None) -> Iterator[list[np.ndarray]]:
+        """All images; single ones can't be chosen."""
+        assert indices is None
+        for store in self._stores:
+            yield from store.batches()
+
+
+def open_network(name: str, size: int, first: Sequence[Pictures], cache: Path) -> Network:
+    """The network quantised on up to ``CALIBRATION_IMAGES`` of the first task's good images, evenly chosen.
 
     Raises:
         InputError: no such backbone, or an image can't be read.
@@ -93,26 +118,26 @@ def open_network(name: str, size: int, good: tuple[Picture, ...], cache: Path) -
     backbone = _backbone(name)
     preprocessing = Preprocessing(size, size, backbone.mean, backbone.std)
     graph = backbone.graph_at(size)
-    chosen = [good[i] for i in np.linspace(0, len(good) - 1, min(CALIBRATION_IMAGES, len(good))).round().astype(int)]
+    chosen = _evenly(first, CALIBRATION_IMAGES)
     floats = hashlib.sha256(to_onnx(graph).SerializeToString()).hexdigest()
-    key = _hash("network", __version__, floats, repr(preprocessing), *(picture.identity() for picture in chosen))
+    identities = [identity for pictures in chosen for identity in pictures.identities()]
+    key = _hash("network", __version__, floats, repr(preprocessing), *identities)
 
     def write(file: BinaryIO) -> None:
-        images = (image for image in _images(chosen, preprocessing))
+        images = (image for pictures in chosen for image in pictures.images(preprocessing))
         file.write(to_tflite(quantize_on(graph, preprocessing, images).graph))
 
     data = cached(cache / f"{key}.tflite", write).read_bytes()
     quantized = import_tflite(data)
-    first = quantized.tensors[quantized.inputs[0]].quantization
-    assert first is not None  # to_tflite has written it
-    table = input_table(preprocessing.mean, preprocessing.std, float(first.scale[0]), int(first.zero_point[0]))
-    engine = Int8Engine(quantized, threads())
-    tensors = [quantized.tensors[output] for output in quantized.outputs]
+    first_grid = quantized.tensors[quantized.inputs[0]].quantization
+    assert first_grid is not None  # to_tflite has written it
+    scale, zero_point = float(first_grid.scale[0]), int(first_grid.zero_point[0])
+    table = input_table(preprocessing.mean, preprocessing.std, scale, zero_point)
     digest = _hash("int8", str(size), hashlib.sha256(data).hexdigest(), hashlib.sha256(table.tobytes()).hexdigest())
-    return Network(preprocessing, table, engine, tensors, digest)
+    return Network(preprocessing, table, quantized, digest)
 
 
-def open_taps(network: Network, pictures: Sequence[Picture], cache: Path) -> CachedTaps:
+def open_taps(network: Network, pictures: Pictures, cache: Path) -> CachedTaps:
     """The tapped maps of some images in their order, from the cache or made now.
 
     Raises:
@@ -120,12 +145,30 @@ def open_taps(network: Network, pictures: Sequence[Picture], cache: Path) -> Cac
     """
 
     def write(file: BinaryIO) -> None:
-        for images in batches(_images(pictures, network.preprocessing)):
+        for images in batches(pictures.images(network.preprocessing)):
             maps = network.engine.features(apply_table(np.stack(images), network.table))
             file.write(np.concatenate([m.reshape(len(images), -1) for m in maps], axis=1).tobytes())
 
-    key = _hash("taps", network.key, *(picture.identity() for picture in pictures))
+    key = _hash("taps", network.key, *pictures.identities())
     return CachedTaps(cached(cache / f"{key}.taps", write), network.tensors)
+
+
+def _evenly(sets: Sequence[Pictures], most: int) -> list[Pictures]:
+    """Up to ``most`` images of all sets together, as a build chooses those that it calibrates on."""
+    total = sum(len(pictures.paths) for pictures in sets)
+    wanted = np.linspace(0, total - 1, min(most, total)).round().astype(int).tolist()
+    chosen, start = [], 0
+    for pictures in sets:
+        own = [pictures.paths[i - start] for i in wanted if start <= i < start + len(pictures.paths)]
+        chosen.append(replace(pictures, paths=own))
+        start += len(pictures.paths)
+    return [pictures for pictures in chosen if pictures.paths]
+
+
+def identity(path: Path, root: Path) -> str:
+    """What tells a file from any other: its name below ``root``, its length and time of change."""
+    facts = path.stat()
+    return f"{Path(os.path.relpath(path, root)).as_posix()}:{facts.st_size}:{facts.st_mtime_ns}"
 
 
 def cached(path: Path, write: Callable[[BinaryIO], None]) -> Path:
@@ -161,13 +204,6 @@ def _locked(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _images(pictures: Sequence[Picture], preprocessing: Preprocessing) -> Iterator[np.ndarray]:
-    """(S, S, 3) uint8 images in their order, altered."""
-    loaded = load_images([picture.path for picture in pictures], preprocessing)
-    for picture, (_, image) in zip(pictures, loaded, strict=True):
-        yield image if picture.alter is None else picture.alter(image)
 
 
 @lru_cache(maxsize=4)

@@ -6,14 +6,15 @@ The papers print figures without saying how they were counted. Every formula of 
 trying until all figures of a table fitted; no constant of a network is fitted, all are counted from its layers (a test
 counts them again). The paper's habits, which the honest conventions drop:
 
-* PaDiM inverts every covariance at test time, is stored in float64 and without the backbone, in MB of 10^6 bytes; all others
-  are float32 in MiB with the backbone. PatchCoreCL++ runs the backbone twice. Fifteen tasks, for VisA's twelve as well.
+* PaDiM inverts every covariance at test time and is stored in float64 without the backbone, in MB of 10^6 bytes; all
+  others are float32 in MiB with the backbone. PatchCoreCL++ runs the backbone twice. Fifteen tasks, for VisA's twelve too.
 * 33 x 33 blur of every task's map as one dense kernel in PatchCore; PaDiM's and the others' is separable or left out.
 * PaSTe's bytes: the student's tail and everybody's running statistics, not the teacher that it needs to score.
 * Dinomaly: the unused head and last two blocks are stored; the softmax of attention costs nothing.
 
 Honest: one pass of the backbone, inverses and norms worked out beforehand, separable blur, pooling and map included, all
-that must be stored to score and to go on learning. ``float32``: 4 bytes a value. ``int8``: as tinyvad stores it (docs/SPEC.md).
+that must be stored to score, and replayed images. ``float32``: 4 bytes a value. ``int8``: as docs/SPEC.md stores banks; a
+network's weights take 1 byte each, its biases and scales 4.
 1 MAC = 2 FLOPs, an addition alone is 1. Images are 224 x 224.
 """
 
@@ -33,7 +34,8 @@ REPLAY_BYTES = 3 * SIDE * SIDE  # of one stored image
 DENSE_BLUR = 2 * 33 * 33 * SIDE * SIDE  # FLOPs
 SEPARABLE_BLUR = 2 * 2 * 33 * SIDE * SIDE
 UPSAMPLE = 2 * 2 * (56 * SIDE + SIDE * SIDE)  # bilinear, two passes of two taps: FLOPs
-PADIM_MAP = 0.0072e9  # FLOPs, the one fitted constant: close to 143 a pixel, a separable blur (132) and an interpolation
+# FLOPs, fitted (as the 4 of PatchCore's 2 D + 4 is): close to 143 a pixel, a separable blur (132) and an interpolation
+PADIM_MAP = 0.0072e9
 MIB = 2**20
 
 
@@ -86,7 +88,7 @@ NETWORKS = {
     ),  # blocks 1 to 3
     "WideResNet50": Network(9_186_623_488, 24_862_528, 19_776, 43, ((256, 56), (512, 28), (1024, 14)), 550),
 }
-# width, patch side, tokens (with class token), blocks that a decoder reads, values beside the blocks of the published sizes
+# width, patch side, tokens with the class token, whether it is DeiT (a head) or DINOv2's ViT (layer scales, a mask token)
 TRANSFORMERS = {"DeiT Tiny": (192, 16, 197, True), "ViT Base": (768, 14, 257, False)}
 
 
@@ -171,7 +173,7 @@ def simplenet(net: Network, replay: int, convention: str) -> Cost:
 
 
 def stfpm(net: Network, replay: int, convention: str, shared: bool = False) -> Cost:
-    """STFPM with replayed images, a teacher and a student; ``shared``: PaSTe, whose student is only the tail after the trunk.
+    """STFPM with replayed images, a teacher and a student; ``shared``: PaSTe, whose student is the tail behind a trunk.
 
     Published: 2 (MACs of both); STFPM's bytes count both networks with their running statistics, PaSTe's the tail alone and
     the statistics of both.
@@ -295,9 +297,7 @@ def _pooling(net: Network) -> int:
     return sum(5 * width * side * side for width, side in net.taps)
 
 
-def _honest(
-    net: Network, convention: str, flops: int, stored: int, replay: int = 0, blur: bool = True
-) -> Cost:  # fmt: skip
+def _honest(net: Network, convention: str, flops: int, stored: int, replay: int = 0, blur: bool = True) -> Cost:
     """The backbone once, the method, its map; the backbone's bytes, the method's, the replayed images."""
     finish = UPSAMPLE + SEPARABLE_BLUR if blur else 0
     total = _folded(net.parameters, net.channels, convention) + stored + replay * REPLAY_BYTES

@@ -1,8 +1,8 @@
 """How one product's pictures change over time: light, colour, focus, camera, compression, each with a strength.
 
-Flows in: an image (H, W, 3) uint8, or its mask (H, W) bool. Flows out: the same shape and dtype. Strength 0 changes nothing,
-not one bit; the same image, step and seed always give the same result. Geometry moves masks alike; what comes in from
-outside the picture is its mirror image, defects and their mask included.
+Flows in: an image (H, W, 3) uint8, or its mask (H, W) bool. Flows out: the same shape and dtype. Strength 0 changes
+nothing, not one bit; the same image, step and seed always give the same result. Geometry moves masks alike; what comes in
+from outside the picture is its mirror image, defects and their mask included.
 
 ============ ======= ==========================================================================================
 name         range   what strength s does
@@ -156,7 +156,7 @@ def _jpeg(image: np.ndarray, strength: float, seed: int) -> np.ndarray:
 
 
 def _warped(image: np.ndarray, along: float, across: float) -> np.ndarray:
-    """An image or mask whose pixel at (x, y) from the centre is the old one's at (along x - across y, across x + along y)."""
+    """What is at (x, y) from the centre was at (along x - across y, across x + along y); an image or a mask."""
     height, width = image.shape[:2]
     reach = abs(along) + abs(across)  # how far outside the corners look, in units of the larger side
     border = math.ceil(max(height, width) * max(0.0, reach - 1) / 2) + abs(height - width) // 2 + 2

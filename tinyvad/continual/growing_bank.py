@@ -6,7 +6,7 @@ Of each image the patch farthest from the bank is added, then the next, with dis
 image, until all patches lie within tau of the bank or ``limit`` are added. Distances are squared, integers for int8. A
 full bank follows one of three rules:
 
-* ``freeze``: nothing more is added.
+* ``freeze``: nothing more is added; for int8 this is ``tinyvad.detectors.online``, what a device does.
 * ``doubling``: tau is doubled (from 0: set to the smallest distance between two rows) and rows within tau of an earlier
   one are dropped, until the bank fits. Without a limit an image, after every image: rows are more than tau apart, and all
   patches ever seen lie within 2 tau of a row. Each doubling comes from K + 1 vectors more than tau_before apart, so that
@@ -22,10 +22,10 @@ from __future__ import annotations
 import numpy as np
 
 from tinyvad.detectors.coreset import MAX_DEPTH, WIDTH, squared_distances
+from tinyvad.detectors.online import NO_ROWS
 from tinyvad.errors import InputError
 
 WHEN_FULL = ("freeze", "doubling", "merge")
-NOTHING = 2**31 - 1  # squared distance to an empty bank, above any between int8 vectors
 
 
 class GrowingBank:
@@ -83,7 +83,7 @@ class GrowingBank:
         novelty, added = distance.max(), 0
         while limit is None or added < limit:
             farthest = int(distance.argmax())
-            if distance[farthest] <= self.tau2:
+            if distance[farthest] <= self.tau2 and self.count > 0:
                 break
             full = self.count == self.capacity
             if full and self.when_full == "freeze":
@@ -124,7 +124,7 @@ class GrowingBank:
             self._drop(self._closest()[1])
 
     def _far(self) -> float:
-        return NOTHING if self._dtype == np.int8 else np.inf
+        return NO_ROWS if self._dtype == np.int8 else np.inf
 
     def _padded(self, patches: np.ndarray) -> np.ndarray:
         if patches.ndim != 2 or patches.dtype != self._dtype or patches.shape[1] != self._depth or len(patches) == 0:
@@ -164,7 +164,7 @@ class GrowingBank:
     def _closest(self) -> tuple[float, int]:
         """Squared distance of the closest two rows and the number of the later one; of equals the last to come.
 
-        A single row has no partner: the distance is ``NOTHING`` or infinite, as that to an empty bank.
+        A single row has no partner: the distance is ``NO_ROWS`` or infinite, as that to an empty bank.
         """
         from tinyvad.kernels import growing
 

@@ -141,7 +141,7 @@ def average_final(matrix: ScoreMatrix) -> float:
 
 
 def relative_forgetting(matrix: ScoreMatrix) -> float:
-    """Mean over the units learnt before the last step of the share lost since the best score from their own step on."""
+    """Mean over the units of earlier steps of the share lost since their best from their own step on (0: left out)."""
     best = _best(matrix.values, matrix.step_of)
     with np.errstate(divide="ignore", invalid="ignore"):
         lost = np.where(best == 0, np.nan, 1 - matrix.values[-1] / best)  # what never worked can't be forgotten
@@ -149,12 +149,12 @@ def relative_forgetting(matrix: ScoreMatrix) -> float:
 
 
 def acc_steps(matrix: ScoreMatrix) -> float:
-    """Mean over the steps of the mean score of the step's units after the last step."""
+    """Mean over the steps, each counting once, of the mean final score of the step's units (IUF)."""
     return float(_mean(matrix.by_step[-1]))
 
 
 def fm_steps(matrix: ScoreMatrix) -> float:
-    """Mean over all steps but the last of the best mean score of the step's units, from its own step on, minus the final."""
+    """Mean over all steps but the last of the best mean score of its units, from its own step on, minus the final (IUF)."""
     steps = matrix.by_step
     return float(_mean(_best(steps, range(len(steps))) - steps[-1]))
 
@@ -165,7 +165,7 @@ def fm_units(matrix: ScoreMatrix) -> float:
 
 
 def chaudhry_forgetting(matrix: ScoreMatrix) -> float:
-    """Mean over all steps but the last of the best mean score at any earlier time, before learning it too, minus the final."""
+    """Mean over all steps but the last of the best earlier mean score, before it was learnt too, minus the final."""
     steps = matrix.by_step
     best = _best(steps, [0] * (len(steps) - 1) + [len(steps) - 1])
     return float(_mean(best - steps[-1]))
@@ -181,9 +181,8 @@ def forward_transfer(matrix: ScoreMatrix) -> float:
     """Mean over the units after the first step of the score just before they are learnt, minus chance."""
     if matrix.chance is None:
         return float("nan")
-    gains = [
-        matrix.values[step - 1, unit] - matrix.chance[unit] for unit, step in enumerate(matrix.step_of) if step > 0
-    ]  # fmt: skip
+    later = [(unit, step) for unit, step in enumerate(matrix.step_of) if step > 0]
+    gains = [matrix.values[step - 1, unit] - matrix.chance[unit] for unit, step in later]
     return float(_mean(np.array(gains)))
 
 
@@ -194,19 +193,18 @@ class Summary(NamedTuple):
     sentence: str
 
 
-def _summary(function: Callable[[ScoreMatrix], float], addition: str = "") -> Summary:
-    return Summary(function, f"{(function.__doc__ or '').strip()}{addition}")
-
-
 SUMMARIES = {
-    "average_final": _summary(average_final),
-    "relative_forgetting": _summary(relative_forgetting, " Units whose best score is 0 are left out."),
-    "ACC": _summary(acc_steps, " Every step counts once, however many units it has (IUF)."),
-    "FM": _summary(fm_steps, " Every step counts once, however many units it has (IUF)."),
-    "FM_units": _summary(fm_units),
-    "forgetting_chaudhry": _summary(chaudhry_forgetting),
-    "BWT": _summary(backward_transfer),
-    "FWT": _summary(forward_transfer),
+    name: Summary(function, (function.__doc__ or "").strip())
+    for name, function in (
+        ("average_final", average_final),
+        ("relative_forgetting", relative_forgetting),
+        ("ACC", acc_steps),
+        ("FM", fm_steps),
+        ("FM_units", fm_units),
+        ("forgetting_chaudhry", chaudhry_forgetting),
+        ("BWT", backward_transfer),
+        ("FWT", forward_transfer),
+    )
 }
 
 
@@ -242,7 +240,7 @@ def confusion(true: npt.ArrayLike, chosen: npt.ArrayLike, tasks: int) -> np.ndar
 
 
 def routing_accuracy(counts: np.ndarray) -> float:
-    """Share of the images that were scored by their own task, the mean over tasks; from ``confusion``, NaN if it is empty."""
+    """Share of images (patches) that were scored by their own task, the mean over tasks; from ``confusion``."""
     return float(_mean(routing_per_task(counts)))
 
 

@@ -5,16 +5,36 @@ Flows in: a name, a ``Context`` and settings. Flows out: a method that has learn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tinyvad.continual.base import Context, ContinualMethod
-from tinyvad.continual.padim import Form, PadimFineTuning, PadimJoint, PadimMulti, PadimSeparate, PadimUni
+from tinyvad.continual.online import OnlinePatchCore
+from tinyvad.continual.padim import Form, PadimMulti, PadimSeparate, PadimUni
+from tinyvad.continual.padim_bounds import PadimFineTuning, PadimJoint
 from tinyvad.continual.padim_original import PadimOriginal
+from tinyvad.continual.patchcore import (
+    Budget,
+    Codes,
+    PatchCoreCL,
+    PatchCoreFineTune,
+    PatchCoreJoint,
+    PatchCorePlus,
+    PatchCoreSeparate,
+)
+from tinyvad.detectors.coreset import farthest_first
+from tinyvad.detectors.product_quantizer import fit_quantizer
+from tinyvad.detectors.task_memory import draw_candidates
 from tinyvad.errors import InputError
+from tinyvad.project import parse_bytes
 
 COMPACT_DIMENSIONS = 40  # the fewest at which compact PaDiM keeps its quality
+ROWS = 1000  # of a memory bank, all tasks together
+SUBSPACES = 8
+CODEBOOK_CANDIDATES = 50_000  # patch vectors
 
 
 @dataclass(frozen=True)
@@ -43,6 +63,51 @@ def _padim(form: str, kind: Callable[..., ContinualMethod], text: str, **more: A
     return Entry(text, {**shared, **more}, make)
 
 
+def _patchcore(kind: Callable[..., ContinualMethod], text: str, lite: bool = False, **more: Any) -> Entry:
+    """An entry of the PatchCore family; ``rows`` or ``budget`` (bytes, such as "256K") is of all tasks together."""
+
+    def make(context: Context, settings: dict[str, Any]) -> ContinualMethod:
+        codes = Codes(settings["subspaces"], settings["bits"], settings["codebooks"]) if lite else None
+        own = {name: settings[name] for name in more}
+        return kind(context, _budget(settings), codes, max_candidates=settings["max_candidates"], **own)
+
+    codes = {"subspaces": SUBSPACES, "bits": 8, "codebooks": "first"} if lite else {}
+    return Entry(text, {"rows": None, "budget": None, "max_candidates": 50_000, **codes, **more}, make)
+
+
+def _budget(settings: Mapping[str, Any]) -> Budget:
+    rows, nbytes = settings["rows"], settings["budget"]
+    if nbytes is not None:
+        return Budget(rows, parse_bytes(nbytes, "setting budget"))
+    return Budget(ROWS if rows is None else rows)
+
+
+class _CodedOnline(OnlinePatchCore):
+    """Online PatchCore whose codebooks come from the first task, as those of a build do."""
+
+    def __init__(self, context: Context, subspaces: int, bits: int, **settings: Any) -> None:
+        super().__init__(context, **settings)
+        self.subspaces, self.bits = subspaces, bits
+
+    def learn(self, task: str, embeddings: Iterable[np.ndarray]) -> None:
+        if self.quantizer is None:
+            candidates, _ = draw_candidates(embeddings, CODEBOOK_CANDIDATES, self.context.seed)
+            bank = candidates[farthest_first(candidates, min(len(candidates), self.capacity or ROWS), 0).order]
+            rng = np.random.default_rng(self.context.seed)
+            self.quantizer = fit_quantizer(bank, self.subspaces, self.bits, rng, candidates)
+        super().learn(task, embeddings)
+
+
+def _online(text: str, lite: bool = False) -> Entry:
+    def make(context: Context, settings: dict[str, Any]) -> ContinualMethod:
+        settings = {"capacity": settings.pop("rows"), **settings}
+        return _CodedOnline(context, **settings) if lite else OnlinePatchCore(context, **settings)
+
+    codes = {"subspaces": SUBSPACES, "bits": 8} if lite else {}
+    rule = {"when_full": "merge", "tau": 0.0, "per_image": None, "gate": None, "per_task": False, "auto_points": 25}
+    return Entry(text, {"rows": ROWS, **rule, **codes}, make)
+
+
 _SELECT = {"select": "patch", "log_determinant": False}
 _PADIM_TEXTS = {
     "uni": "one Gaussian a cell for all tasks, merged exactly",
@@ -51,6 +116,16 @@ _PADIM_TEXTS = {
     "fine-tuning": "bound: the last task's model only",
     "separate": "bound: a batch detector a task",
 }
+_BANKS = {
+    "cl": "banks of M / c rows selected anew, the lowest image score chooses",
+    "cl-mean-nn": "the same banks, the lowest mean distance chooses",
+    "cl++": "banks cut to their first M / c rows, the nearest prototype chooses",
+    "joint": "bound: one coreset of all tasks' patches, which are kept",
+    "fine-tuning": "bound: the last task's bank only",
+    "separate": "bound: M / T rows a task from the beginning",
+    "online": "one image at a time into one bank, incremental k-center",
+}
+_CODED = ", product-quantised"
 METHODS: dict[str, Entry] = {
     "padim-original": _padim("padim", PadimOriginal, "the published running mean, biased", of="inverse"),
     "padim-uni": _padim("padim", PadimUni, _PADIM_TEXTS["uni"]),
@@ -69,6 +144,22 @@ METHODS: dict[str, Entry] = {
     "padim-compact-joint": _padim("padim-compact", PadimJoint, _PADIM_TEXTS["joint"]),
     "padim-compact-fine-tuning": _padim("padim-compact", PadimFineTuning, _PADIM_TEXTS["fine-tuning"]),
     "padim-compact-separate": _padim("padim-compact", PadimSeparate, _PADIM_TEXTS["separate"]),
+    "patchcore-cl": _patchcore(PatchCoreCL, _BANKS["cl"], route="score", start="fixed"),
+    "patchcore-cl-mean-nn": _patchcore(PatchCoreCL, _BANKS["cl-mean-nn"], route="mean_nn", start="fixed"),
+    "patchcore-cl++": _patchcore(PatchCorePlus, _BANKS["cl++"], route="prototype"),
+    "patchcore-joint": _patchcore(PatchCoreJoint, _BANKS["joint"]),
+    "patchcore-fine-tuning": _patchcore(PatchCoreFineTune, _BANKS["fine-tuning"]),
+    "patchcore-separate": _patchcore(PatchCoreSeparate, _BANKS["separate"], route="prototype"),
+    "patchcore-online": _online(_BANKS["online"]),
+    "patchcore-lite-cl": _patchcore(PatchCoreCL, _BANKS["cl"] + _CODED, True, route="score", start="fixed"),
+    "patchcore-lite-cl-mean-nn": _patchcore(
+        PatchCoreCL, _BANKS["cl-mean-nn"] + _CODED, True, route="mean_nn", start="fixed"
+    ),
+    "patchcore-lite-cl++": _patchcore(PatchCorePlus, _BANKS["cl++"] + _CODED, True, route="prototype"),
+    "patchcore-lite-joint": _patchcore(PatchCoreJoint, _BANKS["joint"] + _CODED, True),
+    "patchcore-lite-fine-tuning": _patchcore(PatchCoreFineTune, _BANKS["fine-tuning"] + _CODED, True),
+    "patchcore-lite-separate": _patchcore(PatchCoreSeparate, _BANKS["separate"] + _CODED, True, route="prototype"),
+    "patchcore-lite-online": _online(_BANKS["online"] + _CODED, True),
 }
 
 

@@ -4,8 +4,8 @@ Nothing of the build is fitted anew: embedding, projection, codebooks stay. What
 
     PADM PADF PADC   a new task: exact sums of its images, a scorer of its own, the others stay byte for byte
                      an old one: the sums are merged with those kept on disk (its state), the scorer made from all
-    CORE PQPC        with c tasks each has floor(M / c) rows: the others are cut to their first rows, which is free, and take
-                     the threshold that their ladder has for that size; an old task is extended from its rows
+    CORE PQPC        with c tasks each has floor(M / c) rows: the others are cut to their first rows, which is free, and
+                     take the threshold that their ladder has for that size; an old task is extended from its rows
 
 Thresholds come from good images that the scorer has not seen, as in a build: by cross-fitting over the new images, for a
 single one from shifted copies. That of an old task never falls.
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,12 +44,11 @@ from tinyvad.detectors.tasks import MAX_TASKS
 from tinyvad.detectors.triangular import TriangularScorer
 from tinyvad.embedding import Embedding
 from tinyvad.errors import CheckFailed, InputError
-from tinyvad.fitting import PATCHCORE_CANDIDATES, QUANTILE, TapStore, folds_of, image_scores, threshold_of
+from tinyvad.fitting import PATCHCORE_CANDIDATES, PATCHCORE_LARGEST, QUANTILE, TapStore, deal, image_scores, threshold_of
 from tinyvad.slots import next_generation
 
 GOLDEN = 4  # vectors of the self-test: of the tasks learnt last
 MemoryScorer = (PatchCoreScorer, PatchCoreLiteScorer)
-S = TypeVar("S", PatchCoreScorer, PatchCoreLiteScorer)
 
 
 class Settings(NamedTuple):
@@ -137,7 +136,7 @@ def open_tasks(bank: Bank, layers: Sequence[str]) -> Opened:
 def _entries(bank: Bank, count: int) -> list[dict[str, Any]]:
     """META's row of every task, checked."""
     entries = bank.meta.get("tasks")
-    kinds = {"name": str, "threshold_rule": str, "state": (str, type(None))}
+    kinds: dict[str, Any] = {"name": str, "threshold_rule": str, "state": (str, type(None))}
     right = isinstance(entries, list) and len(entries) == count and all(
         isinstance(entry, dict) and all(name in entry and isinstance(entry[name], kind) for name, kind in kinds.items())
         for entry in entries
@@ -175,7 +174,7 @@ def _learn_gaussians(
     space = Space.of(opened.scorers[0], embedding.steps)
     old = None if number is None else opened.tasks[number]
     before = None if old is None or saved is None else TaskStatistics.from_arrays(space, saved)
-    folds = folds_of(new.store.count)
+    folds = deal(new.store.count)
     parts = [collect_task(space, new.store.embeddings(embedding, fold)) for fold in folds]
     whole = reduce(TaskStatistics.merge, parts if before is None else [before, *parts])
     scorer = scorer_of(space, whole)
@@ -206,10 +205,7 @@ def _learn_memory(
     old = None if number is None else opened.tasks[number]
     first = opened.scorers[0]
     assert isinstance(first, MemoryScorer)
-    total_rows = sum(_rows(scorer) for scorer in opened.scorers)
-    if opened.learning is not None:
-        total_rows = opened.learning.rows
-    share = shares(total_rows, len(opened.tasks) + (number is None))
+    share = shares(_all_rows(opened, slot_bytes), len(opened.tasks) + (number is None))
     quantizer = first.quantizer if isinstance(first, PatchCoreLiteScorer) else None
     known = None if number is None or old is None else _memory_of(opened.scorers[number], old.images)
 
@@ -229,8 +225,7 @@ def _learn_memory(
         images += old.images
     threshold = max(threshold_at(steps, len(memory.rows)), 0 if old is None else old.threshold)
     task = BankTask(name, images, threshold, _rule(new, old, settings), prototype(np.asarray(total), images), steps, state)
-    scorer = replace(first, codes=memory.codes) if isinstance(first, PatchCoreLiteScorer) else replace(first, bank=memory.rows)
-    tasks, scorers, number = _placed(opened, number, task, scorer)
+    tasks, scorers, number = _placed(opened, number, task, _scorer_of(memory, first))
     most = max(_rows(scorer) for scorer in opened.scorers)
     while True:
         tasks, scorers = _cut_all(tasks, scorers, share)
@@ -254,7 +249,7 @@ def _ladder(
     threshold = lambda scores: threshold_of(scores, quantile)  # noqa: E731
     if new.store.count > 1:
         take = lambda numbers: new.store.embeddings(embedding, numbers)  # noqa: E731
-        steps = ladder(take, folds_of(new.store.count), len(memory.rows), fit, threshold)
+        steps = ladder(take, deal(new.store.count), len(memory.rows), fit, threshold)
     elif known is not None:
         held = nested_scores(known, sizes, new.store.embeddings(embedding))
         steps = ladder_of_scores(sizes, held, threshold)
@@ -296,8 +291,8 @@ def added_bytes(opened: Opened, name: str) -> int:
 def too_large(tasks: int, nbytes: int, limit: int) -> CheckFailed:
     """The one line when a bank of so many tasks does not fit its slot."""
     return CheckFailed(
-        f"bank of {tasks} products {nbytes:,} B > {limit:,} B of its slot: make room with `tinyvad learn --forget NAME`, or "
-        f"build with --tasks {tasks} or more, a smaller --dimensions or --grid, or more --bank-bytes"
+        f"bank of {tasks} products {nbytes:,} B > {limit:,} B of its slot: make room with `tinyvad learn --forget NAME`, "
+        f"or build with --tasks {tasks} or more, a smaller --dimensions or --grid, or more --bank-bytes"
     )
 
 
@@ -333,6 +328,14 @@ def _rows(scorer: Scorer) -> int:
     return len(scorer.codes) if isinstance(scorer, PatchCoreLiteScorer) else len(scorer.bank)
 
 
+def _all_rows(opened: Opened, slot_bytes: int) -> int:
+    """M: rows of all tasks together, from LRN; of a build that did not plan for several, what its slot holds."""
+    if opened.learning is not None:
+        return opened.learning.rows
+    there, each = sum(_rows(scorer) for scorer in opened.scorers), _row_bytes(opened.scorers[0])
+    return max(there, min(PATCHCORE_LARGEST, there + (slot_bytes - opened.bank.nbytes) // each))
+
+
 def _row_bytes(scorer: Scorer) -> int:
     if isinstance(scorer, PatchCoreLiteScorer):
         return (scorer.codes.shape[1] * scorer.quantizer.bits + 7) // 8
@@ -347,6 +350,15 @@ def _memory_of(scorer: Scorer, images: int) -> TaskMemory:
     return TaskMemory(scorer.bank, images)
 
 
+def _scorer_of(memory: TaskMemory, like: Scorer) -> Scorer:
+    """A memory as a scorer of the same bank as ``like``."""
+    if memory.codes is None:
+        assert isinstance(like, PatchCoreScorer)
+        return replace(like, bank=memory.rows)
+    assert isinstance(like, PatchCoreLiteScorer)
+    return replace(like, codes=memory.codes)
+
+
 def _cut_all(
     tasks: Sequence[BankTask], scorers: Sequence[Scorer], rows: int
 ) -> tuple[list[BankTask], list[Scorer]]:
@@ -356,7 +368,7 @@ def _cut_all(
     for task, scorer in zip(tasks, scorers, strict=True):
         if _rows(scorer) > rows:
             if task.ladder is None:
-                raise InputError(f"product {task.name!r} has no thresholds for fewer rows (section LADR); make the build again")
+                raise InputError(f"{task.name!r} has no thresholds for fewer rows (section LADR); make the build again")
             task = replace(task, threshold=threshold_at(task.ladder, rows))
             if isinstance(scorer, PatchCoreLiteScorer):
                 scorer = replace(scorer, codes=scorer.codes[:rows])

@@ -8,7 +8,7 @@ are quantised before anything else, so that everything said about the bank is tr
 ``nbytes`` counts codes, while the working copy is decoded.
 
 An anomalous image that is learnt is never seen as one again. The optional gate holds an image back whose score is above a
-limit set by the images learnt so far: ``skip`` forgets it, ``quarantine`` keeps it for a person, up to ``QUARANTINE`` images.
+limit set by the images learnt so far: ``skip`` forgets it, ``quarantine`` keeps up to ``QUARANTINE`` of them for a person.
 
 Source: online PatchCore with incremental k-center, whose stopping rule its paper leaves open; gate and per-task form ours.
 """
@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
 from tinyvad.continual.base import Context, Scored
-from tinyvad.continual.growing_bank import NOTHING, GrowingBank
+from tinyvad.continual.growing_bank import GrowingBank
 from tinyvad.continual.patchcore import common_unit, score_bank
 from tinyvad.detectors.coreset import farthest_first
 from tinyvad.detectors.product_quantizer import ProductQuantizer, pack_codes, unpack_codes
@@ -75,7 +74,14 @@ class OnlinePatchCore:
         self.tau, self.per_image, self.gate, self.quantizer = tau, per_image, gate, quantizer
         self.per_task, self.auto_points = per_task, auto_points
         self._unit = common_unit(context)
-        self.restore({})
+        self.task_names: list[str] = []
+        self.growth: list[int] = []
+        self.held_back: list[int] = []
+        self.quarantine: list[tuple[int, str, np.ndarray]] = []
+        self._images: list[int] = []  # learnt, of each task
+        self._totals: list[np.ndarray] = []  # (C,) sums of signatures of each task
+        self._banks: list[GrowingBank] = []
+        self._scores: list[list[float]] = []  # of each bank's images learnt last, for the gate
 
     def learn(self, task: str, embeddings: Iterable[np.ndarray]) -> None:
         """Learn every image of a stream of (n, H, W, D) batches, one by one; a known task's name goes on with it."""
@@ -173,20 +179,15 @@ class OnlinePatchCore:
         return arrays
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Take over a ``state()``; an empty one starts anew."""
-
-        def listed(name: str) -> list[Any]:
-            return state[name].tolist() if name in state else []
-
-        self.task_names: list[str] = listed("task_names")
-        self._images: list[int] = listed("images")
-        self._totals: list[np.ndarray] = list(state.get("totals", ()))
-        self.growth: list[int] = listed("growth")
-        self.held_back: list[int] = listed("held_back")
-        held = zip(listed("held_numbers"), listed("held_tasks"), strict=True)
-        self.quarantine: list[tuple[int, str, np.ndarray]] = [(n, t, state[f"held_{i}"]) for i, (n, t) in enumerate(held)]
-        self._banks: list[GrowingBank] = []
-        self._scores: list[list[float]] = []
+        """Take over a ``state()``."""
+        self.task_names = state["task_names"].tolist()
+        self._images = state["images"].tolist()
+        self._totals = list(state["totals"])
+        self.growth = state["growth"].tolist()
+        self.held_back = state["held_back"].tolist()
+        held = zip(state["held_numbers"].tolist(), state["held_tasks"].tolist(), strict=True)
+        self.quarantine = [(number, task, state[f"held_{i}"]) for i, (number, task) in enumerate(held)]
+        self._banks, self._scores = [], []
         count = sum(name.startswith("tau2_") for name in state)
         for i in range(count):
             rows = state[f"bank_{i}"]
@@ -197,7 +198,7 @@ class OnlinePatchCore:
             bank = GrowingBank(rows.shape[1], rows.dtype, capacity, self.when_full, state[f"tau2_{i}"].item())
             bank.load(rows)
             self._banks.append(bank)
-            self._scores.append(listed(f"scores_{i}"))
+            self._scores.append(state[f"scores_{i}"].tolist())
 
     def _codes(self, rows: np.ndarray) -> np.ndarray:
         assert self.quantizer is not None
@@ -216,7 +217,7 @@ class OnlinePatchCore:
             tau2 = farthest_first(patches, self.auto_points, start=0).radii[-1].item()
         else:
             tau2 = (self.tau / self._unit) ** 2
-            tau2 = min(math.floor(tau2), NOTHING - 1) if patches.dtype == np.int8 else tau2
+            tau2 = math.floor(tau2) if patches.dtype == np.int8 else tau2
         capacity = self._share(len(self._banks) + 1)
         for bank in self._banks:
             if capacity is not None:
@@ -224,9 +225,7 @@ class OnlinePatchCore:
         self._banks.append(GrowingBank(patches.shape[1], patches.dtype, capacity, self.when_full, tau2))
         self._scores.append([])
 
-    def _held_back(
-        self, bank: GrowingBank, scores: list[float], task: str, image: np.ndarray, patches: np.ndarray
-    ) -> bool:
+    def _held_back(self, bank: GrowingBank, scores: list[float], task: str, image: np.ndarray, patches: np.ndarray) -> bool:
         """Whether the gate holds an image back; if so it is noted."""
         if self.gate is None or len(scores) < GATE_AFTER:
             return False

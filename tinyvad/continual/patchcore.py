@@ -11,8 +11,8 @@ Flows in: embeddings (n, H, W, D), int8 or float32. Flows out: distances to the 
 * ``PatchCoreFineTune``: M rows of the last task alone. ``PatchCoreJoint``: one coreset of M rows of all tasks' candidates,
   which it keeps.
 
-The budget is a number of rows or of bytes (rows or codes, codebooks, prototype sums). Quantised banks share the codebooks of
-the first task (``first``: what ``tinyvad learn`` does), have codebooks trained anew on all rows that there are at every
+The budget is a number of rows or of bytes (rows or codes, codebooks, prototype sums). Quantised banks share the codebooks
+of the first task (``first``: what ``tinyvad learn`` does), have codebooks trained anew on all rows that there are at every
 task (``seen``; old rows are decoded and encoded again), or their own (``own``), which costs V D bytes a task.
 
 Source: PatchCoreCL and PatchCoreCL++ of the continual-learning studies on edge devices; Roth et al. 2022.
@@ -94,7 +94,10 @@ class PatchCorePlus:
         self.context, self.budget, self.codes, self.route = context, budget, codes, route
         self.max_candidates = max_candidates
         self._unit = common_unit(context)
-        self.restore({})
+        self.task_names: list[str] = []
+        self.memories: list[TaskMemory] = []
+        self.quantizers: list[ProductQuantizer] = []
+        self._totals: list[np.ndarray] = []  # (C,) sums of signatures, where prototypes route
 
     def learn(self, task: str, embeddings: Iterable[np.ndarray]) -> None:
         """Learn a task, or more images of one that is there already.
@@ -163,15 +166,15 @@ class PatchCorePlus:
         return arrays
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Take over a ``state()``; an empty one starts anew."""
-        self.task_names: list[str] = state["task_names"].tolist() if state else []
-        self._totals: list[np.ndarray] = list(state["totals"]) if state else []
+        """Take over a ``state()``."""
+        self.task_names = state["task_names"].tolist()
+        self._totals = list(state["totals"])
         books = sum(name.startswith("codebooks_") for name in state)
-        self.quantizers: list[ProductQuantizer] = [
+        self.quantizers = [
             ProductQuantizer(state[f"codebooks_{i}"], state[f"indices_{i}"], self._bits) for i in range(books)
         ]
-        self.memories: list[TaskMemory] = []
-        for i, seen in enumerate(state["images"].tolist() if state else []):
+        self.memories = []
+        for i, seen in enumerate(state["images"].tolist()):
             rows = state[f"bank_{i}"]
             if self.codes is None:
                 self.memories.append(TaskMemory(rows, seen))
@@ -273,9 +276,7 @@ class PatchCoreSeparate(PatchCorePlus):
 class PatchCoreFineTune(PatchCorePlus):
     """The lower bound: all rows for the last task, nothing of those before; see ``PatchCorePlus``. It does not route."""
 
-    def __init__(
-        self, context: Context, budget: Budget, codes: Codes | None = None, max_candidates: int = 50_000
-    ) -> None:
+    def __init__(self, context: Context, budget: Budget, codes: Codes | None = None, max_candidates: int = 50_000) -> None:
         super().__init__(context, budget, codes, "known", max_candidates)
 
     def _share(self, tasks: int, candidates: np.ndarray) -> int:
@@ -296,22 +297,28 @@ class PatchCoreFineTune(PatchCorePlus):
 class PatchCoreJoint(PatchCoreFineTune):
     """The upper bound: one coreset of all tasks' candidates, which are kept and counted; see ``PatchCorePlus``."""
 
+    def __init__(self, context: Context, budget: Budget, codes: Codes | None = None, max_candidates: int = 50_000) -> None:
+        super().__init__(context, budget, codes, max_candidates)
+        self._candidates: np.ndarray | None = None  # (k, D)
+
     def _learn_bank(self, known: int | None, candidates: np.ndarray, images: int, rows: int) -> None:
-        self._candidates = np.concatenate([self._candidates, candidates]) if len(self._candidates) else candidates
+        kept = self._candidates
+        self._candidates = candidates if kept is None else np.concatenate([kept, candidates])
         super()._learn_bank(None, self._candidates, images, rows)
 
     def nbytes(self) -> int:
         """As ``PatchCorePlus``, and the candidates, which the budget does not hold."""
-        return super().nbytes() + self._candidates.nbytes
+        return super().nbytes() + (0 if self._candidates is None else self._candidates.nbytes)
 
     def state(self) -> dict[str, np.ndarray]:
         """All that is learnt; see ``ContinualMethod``."""
-        return {**super().state(), "candidates": self._candidates}
+        kept = {} if self._candidates is None else {"candidates": self._candidates}
+        return {**super().state(), **kept}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Take over a ``state()``; an empty one starts anew."""
+        """Take over a ``state()``."""
         super().restore(state)
-        self._candidates: np.ndarray = state.get("candidates", np.empty((0, 0), np.int8))
+        self._candidates = state.get("candidates")
 
 
 class _Total:

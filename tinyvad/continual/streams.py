@@ -19,6 +19,7 @@ task of the same product is no mistake in routing.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from tinyvad.images import Dataset, Preprocessing, Sample, load_images, read_ima
 ORDERS = ("alphabetical", "given", "shuffled")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unit:
     """What is evaluated for itself: one category, perhaps changed by ``drift``.
 
@@ -49,7 +50,7 @@ class Unit:
     drift: Steps = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """What is learnt in one step: the good images of one or several units, together."""
 
@@ -67,7 +68,7 @@ class Task:
         return [path for unit in self.units for path in unit.dataset.train_good]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stream:
     """Tasks in order.
 
@@ -148,11 +149,11 @@ def increments(
     if base < 1 or increment < 1 or steps < 0:
         raise InputError(f"{base}-{increment}x{steps}: X and Y must be at least 1, N at least 0")
     if base + steps * increment != total:
-        needed = base + steps * increment
-        raise InputError(f"{base}-{increment}x{steps} needs {needed} categories, there are {total}; {_fits(total, increment)}")
+        wanted = f"{base}-{increment}x{steps} needs {base + steps * increment} categories"
+        raise InputError(f"{wanted}, there are {total}; {_fits(total, increment)}")
     bounds = [0, *range(base, total + 1, increment)]
     tasks = []
-    for low, high in zip(bounds, bounds[1:]):
+    for low, high in itertools.pairwise(bounds):
         units = tuple(Unit(dataset.name, dataset, dataset.name) for dataset in arranged[low:high])
         tasks.append(Task(", ".join(unit.name for unit in units), units))
     protocol = "class" if base == increment == 1 else f"{base}-{increment}x{steps}"
@@ -205,7 +206,7 @@ def published_stream(name: str, datasets: Sequence[Dataset], seed: int = 0, task
     missing = [category for category in protocol.classes if _plain(category) not in by_name]
     if missing:
         raise InputError(
-            f"protocol {name}: {len(missing)} of its {len(protocol.classes)} categories are missing ({', '.join(missing)}); "
+            f"protocol {name}: {len(missing)} of {len(protocol.classes)} categories are missing ({', '.join(missing)}); "
             "give the whole data set, or use class or X-YxN"
         )
     ordered = [by_name[_plain(category)] for category in protocol.classes]
@@ -251,9 +252,7 @@ def train_images(task: Task, preprocessing: Preprocessing, seed: int = 0) -> Ite
         yield from unit_images(unit, unit.dataset.train_good, preprocessing, seed)
 
 
-def unit_images(
-    unit: Unit, paths: Sequence[Path], preprocessing: Preprocessing, seed: int = 0
-) -> Iterator[np.ndarray]:  # fmt: skip
+def unit_images(unit: Unit, paths: Sequence[Path], preprocessing: Preprocessing, seed: int = 0) -> Iterator[np.ndarray]:
     """Images of a unit at the network's size, changed by its drift."""
     if not unit.drift:
         yield from (image for _, image in load_images(list(paths), preprocessing))
@@ -263,7 +262,7 @@ def unit_images(
 
 
 def mask_of(unit: Unit, sample: Sample, height: int, width: int) -> np.ndarray | None:
-    """The mask of a test image (height, width) bool, moved by the unit's drift; all False if it is good, None if unknown."""
+    """The mask of a test image, (height, width) bool, moved by the unit's drift; None if a defect has no mask."""
     if sample.mask is None:
         return None if sample.label else np.zeros((height, width), bool)
     return resize_mask(drift_mask(read_mask(sample.mask), unit.drift), height, width)

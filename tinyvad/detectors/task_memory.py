@@ -118,7 +118,8 @@ def draw_candidates(embeddings: Iterable[np.ndarray], max_candidates: int, seed:
             raise InputError(f"embeddings are {batch.dtype}{batch.shape}; give (n, H, W, D) int8 or float32")
         kind = (batch.dtype, batch.shape[3]) if kind is None else kind
         if kind != (batch.dtype, batch.shape[3]):
-            raise InputError(f"embeddings changed from {kind[0]}, D = {kind[1]} to {batch.dtype}{batch.shape}; give one kind")
+            was = f"{kind[0]}, D = {kind[1]}"
+            raise InputError(f"embeddings changed from {was} to {batch.dtype}{batch.shape}; give one kind")
         reservoir.add(batch.reshape(-1, batch.shape[3]))
         images += len(batch)
     if images == 0:
@@ -239,7 +240,7 @@ def stack_ladders(ladders: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def stack(memories: Sequence[TaskMemory], quantizer: ProductQuantizer | None, unit: float = 1.0) -> dict[str, np.ndarray]:
-    """Bank sections of all tasks, one after another: ``CFG ``, ``SCAL``, ``BANK`` or ``INDX``, ``CBK ``, ``CODE``, and ``TASK``.
+    """Bank sections of all tasks, one after another: those of the scorer, and ``TASK``.
 
     Args:
         quantizer: the codebooks that all tasks share, None for a plain (CORE) bank.
