@@ -31,7 +31,9 @@ TRACE, COUNT = 1, 2
 FENCES = {"arena": 1 << 4, "stack": 2 << 4, "flash": 3 << 4, "unaligned": 4 << 4}
 MOVE_LAYER = 0xFFFF
 # tvad_status, docs in runtime/tvad.h
-STATUS = ("ok", "magic", "size", "crc", "field", "section", "backbone", "arena", "frame", "alignment")
+STATUS = (
+    "ok", "magic", "size", "crc", "field", "section", "backbone", "arena", "frame", "alignment", "learn", "full", "store",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

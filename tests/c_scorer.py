@@ -14,7 +14,8 @@ SOURCES = (
     "tvad_score_padim", "tvad_score_pq", "tvad_status", "tvad_triangle",
 )  # fmt: skip
 DSP = ("-DTVAD_DSP_EMULATE=1",)  # the SMLAD paths, their instructions written out in C
-STATUS = ("OK", "MAGIC", "SIZE", "CRC", "FIELD", "SECTION", "BACKBONE", "ARENA", "FRAME", "ALIGNMENT")
+STATUS = ("OK", "MAGIC", "SIZE", "CRC", "FIELD", "SECTION", "BACKBONE", "ARENA", "FRAME", "ALIGNMENT", "LEARN",
+          "FULL", "STORE")  # fmt: skip
 
 
 @functools.lru_cache

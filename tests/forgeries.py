@@ -23,7 +23,10 @@ ENTRY_FIELDS = {
     "dim0": (16, "I"), "dim1": (20, "I"), "dim2": (24, "I"),
 }  # fmt: skip
 KINDS = (b"PADM", b"PADF", b"PADC", b"CORE", b"PQPC", b"XXXX")
-TAGS = (b"META", b"IVAR", b"TASK", b"PROT", b"LADR", b"LRN ", b"ABCD", b"ABC~", b"ABC\x7f", b"ABC\x1f", b"ABC\xfe", b"BA\0K", b"TAPS")
+TAGS = (
+    b"META", b"IVAR", b"TASK", b"PROT", b"LADR", b"LRN ", b"ABCD", b"ABC~", b"ABC\x7f", b"ABC\x1f", b"ABC\xfe", b"BA\0K",
+    b"TAPS",
+)  # fmt: skip
 DTYPES = (0x11, 0x12, 0x14, 0x18, 0x21, 0x22, 0x24, 0x28, 0x32, 0x34, 0x38, 0)
 
 

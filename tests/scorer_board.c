@@ -2,7 +2,7 @@
  *
  * cases.bin, at a multiple of 4096: a record of eight uint32 a case (number; offset and bytes of its bank; offset of its
  * tapped maps, all of them one after the other; zeros), ended by one of number 0xFFFFFFFF. A line: number, status of
- * tvad_open, status of the self-test, score, CRC-32 of the map, ticks of SysTick in tvad_score. The last line is "end".
+ * tvad_open, status of the self-test, score, CRC-32 of the map, ticks of SysTick in tvad_score, task. The last: "end".
  */
 #include <stdint.h>
 
@@ -74,6 +74,7 @@ static void run(const uint32_t *record)
         print_number(result.score);
         print_number(tvad_crc32(0, (const uint8_t *)result.map, 4u * result.grid_h * result.grid_w));
         print_number(ticks);
+        print_number(result.task);
     }
     print("\n");
 }

@@ -155,7 +155,7 @@ def bank_of_tasks(
         "THRS": rng.integers(0, 1 << 20, count).astype(np.uint32),
         **sections,
         "LRN ": np.array([1 << 20, 9, 1 << 12, 4, 99, 0, 0, 0], np.uint32),
-        "TEST": test, "GOLD": np.array(gold, np.uint32),
+        **({"TEST": test, "GOLD": np.array(gold, np.uint32)} if golden else {}),
         "META": pack_meta({"tasks": [{"name": f"part {t}"} for t in range(count)]}),
     }  # fmt: skip
     header = Header(kind, 0x12345678, (32, 48), grid, len(embedding.taps), generation=3)

@@ -22,11 +22,12 @@ STEPS = np.random.default_rng(5).uniform(0.02, 0.08, DEPTH)
 
 
 def product(seed: int, n: int, depth: int = DEPTH, grid: tuple[int, int] = GRID) -> np.ndarray:
-    """(n, H, W, depth) int8 good images of a made-up product: cells with means of their own and a shared covariance."""
+    """(n, H, W, depth) int8 good images of a made-up product: cells with means and spreads of their own."""
     rng = np.random.default_rng(seed)
     mix = rng.normal(size=(depth, depth)) / np.sqrt(depth)
     mean = rng.normal(0, 12, (*grid, depth))
-    return np.clip(np.rint(rng.normal(size=(n, *grid, depth)) @ mix * 14 + mean), -127, 127).astype(np.int8)
+    spread = rng.uniform(5, 20, (*grid, 1))
+    return np.clip(np.rint(rng.normal(size=(n, *grid, depth)) @ mix * spread + mean), -127, 127).astype(np.int8)
 
 
 def spaces() -> dict[str, Space]:
@@ -98,15 +99,17 @@ def test_a_part_comes_off_and_no_images_change_nothing(space):
     same(nothing.merge(whole), whole)
 
 
-def test_the_compact_scorer_is_the_stated_covariance():
+@pytest.mark.parametrize("n", [8, 70])
+def test_the_compact_scorer_is_the_stated_covariance(n):
     """C_p = (1 - l) S_p + l mean S + eps v N, written out with numpy.cov; every term is made large enough to show."""
     space = replace(Space.compact(collect([product(0, 90)]), 5, STEPS, bits=8), epsilon=0.4, shrinkage=0.3)
-    images = product(4, 70)
+    images = product(4, n)
     scorer = scorer_of(space, collect_task(space, [images]))
     p = space.projection
     y = space.see(images).astype(float)
     own = np.array([[np.cov(y[:, h, w], rowvar=False) for w in range(3)] for h in range(2)])
     v = np.mean([np.var(images[:, h, w].astype(float) * STEPS, axis=0, ddof=1) for h, w in np.ndindex(2, 3)])
+    assert collect_task(space, [images]).mean_variance(STEPS) == pytest.approx(v, rel=1e-12)
     noise = np.zeros((5, 5))
     for c in range(DEPTH):  # what a unit of real change of channel c does to y
         effect = p.weights[c] / STEPS[c] * p.multipliers * 2.0 ** (p.shifts - 31)

@@ -29,6 +29,7 @@ from c_structs import (
 )
 
 from tinyvad.bank import Header, write_bank
+from tinyvad.detectors import parts_scratch
 from tinyvad.detectors.padim import PadimCompact
 from tinyvad.detectors.triangular import TriangularScorer
 from tinyvad.embedding import Embedding, align, make_taps
@@ -199,7 +200,8 @@ class Made:
             scratch = self.embedding.scratch_bytes(self.embedding.taps[index])
             self.step(self.number["embed", index, 0], 0, GRID[0], [(tap, 0)], (part, 0), scratch)
         score_map = self.place(4 * GRID[0] * GRID[1])
-        self.step(self.number["score", 0, 0], 0, GRID[0], [], (score_map, 0), self.scorer.scratch_bytes())
+        scratch = parts_scratch(self.embedding.sections()["TAPS"], self.scorer)
+        self.step(self.number["score", 0, 0], 0, GRID[0], [], (score_map, 0), scratch)
 
     def _bands(self, conv: int) -> None:
         """Frame, pool and conv together, two conv rows at a time: of pixels and pooled rows only what is needed is held."""

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from c_runtime import RUNTIME, WARNINGS
 from c_scorer import SOURCES
-from small_banks import Small, bank_of, every_kind, memory, quantised, small_embedding, triangular
+from small_banks import Small, bank_of, every_kind, every_kind_of_tasks, memory, quantised, small_embedding, triangular
 from test_runtime_score import fitted, scene
 
 TESTS = Path(__file__).resolve().parent
@@ -48,6 +48,7 @@ FITTED = {
 def cases(rng: np.random.Generator) -> list[tuple[Small, list[np.ndarray]]]:
     """Fitted banks on an image that they don't know, then small ones of every kind and of awkward sizes."""
     small = [*every_kind(rng, (3, 4)).values(), *every_kind(rng, (5, 2)).values()]
+    small += [*every_kind_of_tasks(rng, 2, (3, 4)).values(), *every_kind_of_tasks(rng, 5, (4, 3)).values()]
     for depth, d, bits in ((37, 9, 8), (23, 8, 4), (40, 33, 4), (31, 17, 8)):
         e = small_embedding(rng, (2, 3), (depth - 20, 17, 3))
         small += [bank_of(rng, e, triangular(rng, (2, 3), depth, d, bits, mode)) for mode in (1, 2)]
@@ -102,6 +103,7 @@ def test_scores_on_the_core_are_pythons(core: str, tmp_path: Path, record_proper
         scores = small.expected(maps)
         crc = zlib.crc32(scores.astype("<u4").tobytes())
         assert line[:5] == [i, 0, 0, int(scores.max()), crc], f"case {i}, {small.header.kind}"
+        assert line[6] == small.task(maps)
     for method, line in zip(FITTED, found):
         record_property(method, line[5] * per_tick)
         if core == "cortex-m7":

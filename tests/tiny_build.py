@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinyvad.bank import Header, write_bank
+from tinyvad.bank import Header, pack_meta, write_bank
 from tinyvad.calibration import Calibrated, quantize_on
+from tinyvad.detectors import parts_scratch
 from tinyvad.detectors.padim import PadimCompact
+from tinyvad.detectors.routing import prototype, signatures
+from tinyvad.detectors.tasks import join_tasks
 from tinyvad.detectors.triangular import TriangularScorer
 from tinyvad.embedding import Embedding, make_taps
 from tinyvad.engines.int8 import Int8Engine
@@ -75,8 +79,20 @@ def images(rng: np.random.Generator, n: int) -> np.ndarray:
     return (ramp + rng.integers(0, 40, (n, SIZE, SIZE, 3))).clip(0, 255).astype(np.uint8)
 
 
-def tiny_build(folder: Path, target: str | None, strategy: str = "patch", frame: str | None = None) -> Path:
-    """Write a build for a target into ``folder``; without one, firmware for any C compiler."""
+def images_of_task(rng: np.random.Generator, n: int, task: int) -> np.ndarray:
+    """``images`` of another product: darker, lighter or inverted, so that the last tap tells them apart."""
+    made = images(rng, n)
+    return (made, 255 - made, made // 3)[task]
+
+
+def tiny_build(
+    folder: Path, target: str | None, strategy: str = "patch", frame: str | None = None, tasks: int = 1
+) -> Path:
+    """Write a build for a target into ``folder``; without one, firmware for any C compiler.
+
+    Args:
+        tasks: up to 3 products, ``part 0`` and so on, whose images are those of ``images_of_task``.
+    """
     rng = np.random.default_rng(7)
     preprocessing = Preprocessing(SIZE, SIZE)
     calibrated = quantize_on(network(rng), preprocessing, images(rng, 8))
@@ -89,10 +105,13 @@ def tiny_build(folder: Path, target: str | None, strategy: str = "patch", frame:
         "LUT ": calibrated.table, **embedding.sections(), "THRS": np.array([threshold], np.uint32), **scorer.sections(),
         "TEST": golden, "GOLD": _gold(scorer, golden),
     }  # fmt: skip
+    if tasks > 1:
+        sections |= _several(graph, calibrated, embedding, scorer, threshold, tasks)
     bank = write_bank(header, sections, ("LUT ", "TAPS", "THRS", *scorer.required))
     scratch = [embedding.scratch_bytes(tap) for tap in embedding.taps]
     kernels = scratch_of("scalar" if target is None else packing_of(load_target(target)))
-    schedule = plan(graph, GRID, strategy, frame, scorer.scratch_bytes(), scratch, layer_scratch=kernels)
+    needed = parts_scratch(embedding.sections()["TAPS"], scorer)
+    schedule = plan(graph, GRID, strategy, frame, needed, scratch, layer_scratch=kernels)
     camera = None
     if frame is not None:
         height, width, form = parse_frame(frame)
@@ -115,6 +134,26 @@ def _fit(graph: Graph, calibrated: Calibrated, rng: np.random.Generator) -> tupl
     embedding = Embedding(make_taps([graph.tensors[name] for name in graph.outputs], [2.0, 2.0], False), GRID)
     scorer = PadimCompact(6, bits=8).fit([embedding.integer(maps)]).to_scorer()
     return embedding, scorer, int(np.median(scorer.score(embedding.integer(maps)).max((1, 2))))
+
+
+def _several(
+    graph: Graph, calibrated: Calibrated, embedding: Embedding, scorer: TriangularScorer, threshold: int, tasks: int
+) -> dict[str, np.ndarray]:
+    """Sections of several tasks: the first one's Gaussians, moved a little, and prototypes of each one's images."""
+    rng = np.random.default_rng(5)
+    scorers, prototypes = [], []
+    for task in range(tasks):
+        maps = Int8Engine(graph, threads=1).features(apply_table(images_of_task(rng, 6, task), calibrated.table))
+        total = signatures(embedding.integer(maps), embedding.taps[-1].channels).sum(0)
+        prototypes.append(prototype(total, 6))
+        moved = np.clip(scorer.mean.astype(int) + 3 * task, -127, 127).astype(np.int8)
+        scorers.append(replace(scorer, mean=moved))
+    names = [{"name": f"part {task}"} for task in range(tasks)]
+    return {
+        **join_tasks(scorers, [6] * tasks, np.stack(prototypes)),
+        "THRS": np.array([threshold // (task + 1) for task in range(tasks)], np.uint32),
+        "META": pack_meta({"tasks": names}),
+    }
 
 
 def _gold(scorer: TriangularScorer, golden: np.ndarray) -> np.ndarray:

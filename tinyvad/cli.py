@@ -360,6 +360,72 @@ def _mean_line(value: dict[str, Any]) -> str:
 
 @main.command()
 @click.argument("build_folder", metavar="BUILD", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of good images, in any layout that build takes.")
+@click.option("--task", help="Name of the product: a new one, or one that the build knows.")
+@click.option("--watch", is_flag=True, help="Keep running and learn images as they appear in --data; Ctrl-C ends it.")
+@click.option("--batch", type=click.IntRange(1), help="For --watch: images of a generation.  [default: 8]")
+@click.option("--forget", metavar="NAME", help="Remove a product instead.")
+@click.option("--undo", is_flag=True, help="Go back one generation instead; once more brings it back.")
+@on_error_option
+@json_option
+@_verb
+def learn(
+    build_folder: Path, data: Path | None, task: str | None, watch: bool, batch: int | None, forget: str | None,
+    undo: bool, on_error: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Add a product to a build, or more images of one, without old images; safe against a power cut at any moment.
+
+    Example: tinyvad learn build --data cable --task cable
+    """
+    from tinyvad.continual.learn import Learner
+    from tinyvad.continual.watch import BATCH, images_to_learn
+    from tinyvad.continual.watch import watch as run
+
+    if (data is not None or task is not None) + (forget is not None) + undo != 1:
+        raise InputError("give --data with --task, or --forget, or --undo; see `tinyvad learn --help`")
+    if not undo and forget is None and (data is None or task is None):
+        raise InputError(f"--{'task' if task is None else 'data'} is missing; see `tinyvad learn --help`")
+    if not watch and batch is not None:
+        raise InputError("--batch belongs to --watch; see `tinyvad learn --help`")
+    if undo or forget is not None:
+        if watch or on_error is not None:
+            raise InputError("--watch and --on-error belong to --data; see `tinyvad learn --help`")
+        learner = Learner(build_folder)
+        done = learner.undo() if forget is None else learner.forget(forget)
+        _emit(as_json, done.to_dict(), f"{build_folder}: generation {done.generation}; {_products(done)}")
+        return
+    assert data is not None and task is not None
+    if watch:
+        log = lambda found: click.echo(_learnt_line(found), err=True)  # noqa: E731
+        last = run(Learner(build_folder), data, task, batch or BATCH, on_error or "skip", log)
+        value = {"task": task, "images": 0} if last is None else last.to_dict()
+        _emit(as_json, value, "nothing was learnt" if last is None else f"learnt {last.images} images; {_products(last)}")
+        return
+    paths = images_to_learn(data, task)
+    done = Learner(build_folder).learn(task, paths, on_error or "stop", _progress(as_json), len(paths))
+    for path, reason in done.skipped:
+        click.echo(f"skipped {path}: {reason}", err=True)
+    _emit(as_json, done.to_dict(), f"{_learnt_line(done)}\n{_products(done)}")
+
+
+def _learnt_line(done: Any) -> str:
+    if not done.images:
+        return f"{done.task}: nothing new, all {done.known} images were learnt before; generation {done.generation}"
+    words = [f"{done.task}{' (new)' if done.new_task else ''}: {done.images} images learnt"]
+    if done.known:
+        words.append(f"{done.known} known ones left out")
+    words += [f"threshold {done.threshold:.3f}", f"generation {done.generation}"]
+    words.append(f"bank {done.bank_bytes:,} of {done.slot_bytes:,} B")
+    return ", ".join(words) + (f"; {done.gives_way}" if done.gives_way else "")
+
+
+def _products(done: Any) -> str:
+    count = len(done.tasks)
+    return f"{count} product{'s' * (count > 1)}: " + ", ".join(f"{task['name']} ({task['images']})" for task in done.tasks)
+
+
+@main.command()
+@click.argument("build_folder", metavar="BUILD", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--overlay", type=click.Path(path_type=Path), help="Folder for heat-map pictures.")
 @engine_option

@@ -20,7 +20,7 @@ from tinyvad.errors import CheckFailed, InputError, TinyvadError
 from tinyvad.firmware_sim.targets import Target
 from tinyvad.images import Preprocessing, apply_table, find_datasets, load_images, read_image
 from tinyvad.model import BACKBONES, BANKS, BATCH, Model, load, read_manifest
-from tinyvad.slots import SLOTS, STATES
+from tinyvad.slots import SLOTS
 
 ORACLES = ("litert", "tflm")
 RUNTIMES = ("host", "firmware")  # our C code, compiled for this PC and for the target under QEMU: only where asked for
@@ -111,12 +111,11 @@ def verify(
 def changed_files(build: Path, manifest: dict[str, Any]) -> list[str]:
     """Files of the manifest that are missing or have another SHA-256, and slots with a damaged bank.
 
-    Learning replaces banks, whose own CRCs vouch for those of a later generation, and the states beside them.
+    Learning replaces banks; those of a later generation are vouched for by their own CRCs.
     """
-    learnt = any(_was_learnt(build / name) for names in SLOTS.values() for name in names)
     changed = [name for name in (*BACKBONES.values(), *BANKS.values()) if name not in manifest["files"]]
     for name, facts in manifest["files"].items():
-        if learnt and (name.startswith(f"{STATES}/") or (name in REPLACED and _was_learnt(build / name))):
+        if name in REPLACED and _was_learnt(build / name):
             continue
         try:
             digest = hashlib.sha256((build / name).read_bytes()).hexdigest()

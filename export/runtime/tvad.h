@@ -40,7 +40,10 @@ typedef enum {
     TVAD_ERROR_BACKBONE = 6,    /* the bank was fitted on another network */
     TVAD_ERROR_ARENA = 7,       /* the arena is too small or not aligned */
     TVAD_ERROR_FRAME = 8,       /* the frame's size or format is not the model's */
-    TVAD_ERROR_ALIGNMENT = 9    /* the bank does not lie at a multiple of its align */
+    TVAD_ERROR_ALIGNMENT = 9,   /* the bank does not lie at a multiple of its align */
+    TVAD_ERROR_LEARN = 10,      /* the bank is not made for learning on a device, has no such task, or nothing was learnt */
+    TVAD_ERROR_FULL = 11,       /* no room for another task, row, generation, or for the new bank in its slot */
+    TVAD_ERROR_STORE = 12       /* a slot can't be erased or programmed, or holds other bytes than it should */
 } tvad_status;
 
 const char *tvad_status_text(tvad_status status);

@@ -48,19 +48,18 @@ typedef struct {
     uint32_t radius;                /* of the last image, after it was learnt */
     uint32_t last_added;            /* rows that the last image has added */
     uint32_t old_rows, added;       /* rows that the task had and has gained */
-    uint32_t share, capacity;       /* rows of one of `tasks` tasks; rows that this task may have, by share and workspace */
+    uint32_t most_rows, share;      /* rows of all tasks, and of one of `tasks` */
+    uint32_t capacity;              /* rows that this task may have, by share and workspace */
     uint32_t per_image, tau2;       /* rows that an image may add; squared distance up to which a vector is not new */
     uint32_t gate;                  /* images of a higher novelty are not learnt; 0: all are */
     const int8_t *old;              /* (old_rows, D), in flash */
     int32_t *distance;              /* workspace: (cells), later the new header and table */
     int64_t *total;                 /* workspace: (channels of the last tap), sum of the signatures */
-    void *scratch;                  /* workspace: one vector or one signature */
+    void *scratch;                  /* workspace: one vector, int16, or one signature, int32 */
     int8_t *rows;                   /* workspace: (added, D) */
     uint32_t marked, marks[TVAD_MARKS]; /* thresholds when the task had at most 1, 2, 4 ... rows; 0: not known */
     uint32_t recent[TVAD_RECENT];   /* novelties, image i at i % TVAD_RECENT */
 } tvad_learner;
-
-struct tvad_model;
 
 /* Of two slots the valid bank with the higher generation, the first of equals; which: 0 or 1, may be NULL.
  * If neither is valid: the first slot's error. */
@@ -75,7 +74,7 @@ tvad_status tvad_learn_begin(tvad_learner *learner, const tvad_bank *bank, uint3
                              size_t nbytes);
 
 /* Learn the image that tvad_run has just scored with this arena; nothing in it may have changed since. */
-tvad_status tvad_learn_image(tvad_learner *learner, const struct tvad_model *model, const void *arena);
+tvad_status tvad_learn_image(tvad_learner *learner, const tvad_model *model, const void *arena);
 
 /* The same for who keeps another engine: parts[t] is tap t's part of the embedding, (grid_h, grid_w, C) int8. */
 tvad_status tvad_learn_parts(tvad_learner *learner, const int8_t *const parts[]);

@@ -14,6 +14,9 @@ const char *tvad_status_text(tvad_status status)
         "the arena is too small or not aligned",
         "the frame's size or format is not the model's",
         "the bank does not lie at a multiple of its align",
+        "the bank is not made for learning on a device, has no such task, or nothing was learnt",
+        "no room for another task, row or generation, or for the new bank in its slot",
+        "a slot can't be erased or programmed, or holds other bytes than it should",
     };
 
     return (uint32_t)status < sizeof lines / sizeof lines[0] ? lines[status] : "unknown status";

@@ -111,11 +111,11 @@ class GrowingBank:
         """The largest squared distance of (P, D) patches to the bank."""
         return self._distances(self._padded(patches)).max().item()
 
-    def shrink(self, capacity: int) -> None:
-        """Lower the capacity; a bank that holds more gives up rows by its own rule (``freeze``: the last ones)."""
-        if capacity < 1:
-            raise InputError(f"growing bank: capacity {capacity}; give at least 1")
+    def shrink(self, capacity: int | None) -> None:
+        """Set the capacity; a bank that holds more gives up rows by its own rule (``freeze``: the last ones)."""
         self.capacity = capacity
+        if capacity is None:
+            return
         if self.when_full == "freeze":
             self.count = min(self.count, capacity)
         elif self.when_full == "doubling":

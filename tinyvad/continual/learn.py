@@ -256,8 +256,8 @@ def check_name(task: str) -> None:
     """Raise InputError unless a product's name is plain: 1 to 64 printable characters, no slash, no space at the ends."""
     if not 1 <= len(task) <= LONGEST_NAME or not task.isprintable() or task != task.strip() or set(task) & set("/\\"):
         raise InputError(
-            f"task {task[: LONGEST_NAME + 1]!r}: give 1 to {LONGEST_NAME} printable characters, no slashes, no space at the "
-            "ends"
+            f"task {task[: LONGEST_NAME + 1]!r}: give 1 to {LONGEST_NAME} printable characters, no slashes, no space at "
+            "the ends"
         )
 
 

@@ -224,6 +224,7 @@ def _learn_memory(
         total = total + old.prototype.astype(np.int64) * old.images
         images += old.images
     threshold = max(threshold_at(steps, len(memory.rows)), 0 if old is None else old.threshold)
+    steps[:, 1] = np.maximum(np.maximum.accumulate(steps[:, 1]), threshold)  # a cut never lowers a threshold
     task = BankTask(name, images, threshold, _rule(new, old, settings), prototype(np.asarray(total), images), steps, state)
     tasks, scorers, number = _placed(opened, number, task, _scorer_of(memory, first))
     most = max(_rows(scorer) for scorer in opened.scorers)

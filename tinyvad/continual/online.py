@@ -51,7 +51,8 @@ class OnlinePatchCore:
         per_task: a bank a task instead of one for all.
 
     Attributes:
-        growth: rows in the bank (all banks) after every image.
+        arrived: images offered so far.
+        growth: (images arrived, rows in all banks) whenever the rows changed: the bank's growth curve.
         held_back: numbers (from 0, in the order of arrival) of the images that the gate held back.
         quarantine: those of them that are kept: (number, task, (H, W, D) embedding).
     """
@@ -68,14 +69,16 @@ class OnlinePatchCore:
         per_task: bool = False,
         auto_points: int = 25,
     ) -> None:
-        if gate not in GATES or (isinstance(tau, str) and tau != "auto") or (per_image is not None and per_image < 1):
+        wrong_tau = tau != "auto" if isinstance(tau, str) else not tau >= 0
+        if gate not in GATES or wrong_tau or (per_image is not None and per_image < 1) or auto_points < 1:
             raise InputError(f"online: gate {gate!r}, tau {tau!r}, per_image {per_image}; see OnlinePatchCore")
         self.context, self.capacity, self.when_full = context, capacity, when_full
         self.tau, self.per_image, self.gate, self.quantizer = tau, per_image, gate, quantizer
         self.per_task, self.auto_points = per_task, auto_points
         self._unit = common_unit(context)
         self.task_names: list[str] = []
-        self.growth: list[int] = []
+        self.arrived = 0
+        self.growth: list[tuple[int, int]] = []
         self.held_back: list[int] = []
         self.quarantine: list[tuple[int, str, np.ndarray]] = []
         self._images: list[int] = []  # learnt, of each task
@@ -103,20 +106,27 @@ class OnlinePatchCore:
         patches = image.reshape(-1, image.shape[2])
         if self.quantizer is not None:
             patches = self.quantizer.decode(self.quantizer.encode(patches))
+        self.arrived += 1
         if place < len(self._banks) and self._held_back(self._banks[place], self._scores[place], task, image, patches):
             return 0
+        bank = self._banks[place] if place < len(self._banks) else self._new_bank(patches)
+        added, novelty = bank.add(patches, self.per_image)  # what can't be learnt ends here, before anything changed
+        if place == len(self._banks):
+            for other in self._banks:
+                other.shrink(bank.capacity)
+            self._banks.append(bank)
+            self._scores.append([])
         if new:
             self.task_names.append(task)
             self._images.append(0)
             self._totals.append(np.zeros_like(signatures(image[None], self.context.last_channels)[0]))
-        if place == len(self._banks):
-            self._open_bank(patches)
-        added, novelty = self._banks[place].add(patches, self.per_image)
         self._images[number] += 1
         self._totals[number] = self._totals[number] + signatures(image[None], self.context.last_channels)[0]
         if self.gate is not None and (self._seen_by(place) > 1):
             self._scores[place] = [*self._scores[place], math.sqrt(novelty)][-GATE_WINDOW:]
-        self.growth.append(sum(bank.count for bank in self._banks))
+        rows = sum(bank.count for bank in self._banks)
+        if not self.growth or self.growth[-1][1] != rows:
+            self.growth.append((self.arrived, rows))
         return added
 
     def release(self, number: int) -> int:
@@ -165,7 +175,8 @@ class OnlinePatchCore:
             "task_names": np.array(self.task_names, np.str_),
             "images": np.array(self._images, np.int64),
             "totals": np.array(self._totals),
-            "growth": np.array(self.growth, np.int64),
+            "arrived": np.array(self.arrived),
+            "growth": np.array(self.growth, np.int64).reshape(-1, 2),
             "held_back": np.array(self.held_back, np.int64),
             "held_numbers": np.array([number for number, _, _ in self.quarantine], np.int64),
             "held_tasks": np.array([task for _, task, _ in self.quarantine], np.str_),
@@ -183,7 +194,8 @@ class OnlinePatchCore:
         self.task_names = state["task_names"].tolist()
         self._images = state["images"].tolist()
         self._totals = list(state["totals"])
-        self.growth = state["growth"].tolist()
+        self.arrived = int(state["arrived"])
+        self.growth = [(images, rows) for images, rows in state["growth"].tolist()]
         self.held_back = state["held_back"].tolist()
         held = zip(state["held_numbers"].tolist(), state["held_tasks"].tolist(), strict=True)
         self.quarantine = [(number, task, state[f"held_{i}"]) for i, (number, task) in enumerate(held)]
@@ -194,8 +206,7 @@ class OnlinePatchCore:
             if self.quantizer is not None:
                 codes = unpack_codes(rows, len(self.quantizer.codebooks), self.quantizer.bits)
                 rows = self.quantizer.decode(codes)
-            capacity = self._share(count) if self.per_task else self.capacity
-            bank = GrowingBank(rows.shape[1], rows.dtype, capacity, self.when_full, state[f"tau2_{i}"].item())
+            bank = GrowingBank(rows.shape[1], rows.dtype, self._share(count), self.when_full, state[f"tau2_{i}"].item())
             bank.load(rows)
             self._banks.append(bank)
             self._scores.append(state[f"scores_{i}"].tolist())
@@ -207,11 +218,11 @@ class OnlinePatchCore:
     def _seen_by(self, place: int) -> int:
         return self._images[place] if self.per_task else sum(self._images)
 
-    def _share(self, tasks: int) -> int | None:
-        return None if self.capacity is None else shares(self.capacity, tasks)
+    def _share(self, banks: int) -> int | None:
+        return None if self.capacity is None else shares(self.capacity, banks)
 
-    def _open_bank(self, patches: np.ndarray) -> None:
-        """A bank for a first image; the others give way."""
+    def _new_bank(self, patches: np.ndarray) -> GrowingBank:
+        """An empty bank for a first image's (P, D) patches."""
         tau2: float = 0
         if isinstance(self.tau, str):
             tau2 = farthest_first(patches, self.auto_points, start=0).radii[-1].item()
@@ -219,11 +230,7 @@ class OnlinePatchCore:
             tau2 = (self.tau / self._unit) ** 2
             tau2 = math.floor(tau2) if patches.dtype == np.int8 else tau2
         capacity = self._share(len(self._banks) + 1)
-        for bank in self._banks:
-            if capacity is not None:
-                bank.shrink(capacity)
-        self._banks.append(GrowingBank(patches.shape[1], patches.dtype, capacity, self.when_full, tau2))
-        self._scores.append([])
+        return GrowingBank(patches.shape[1], patches.dtype, capacity, self.when_full, tau2)
 
     def _held_back(self, bank: GrowingBank, scores: list[float], task: str, image: np.ndarray, patches: np.ndarray) -> bool:
         """Whether the gate holds an image back; if so it is noted."""
@@ -231,11 +238,10 @@ class OnlinePatchCore:
             return False
         if bank.novelty(patches) <= (GATE_FACTOR * float(np.median(scores))) ** 2:
             return False
-        number = len(self.growth)
+        number = self.arrived - 1
         self.held_back.append(number)
         if self.gate == "quarantine" and len(self.quarantine) < QUARANTINE:
             self.quarantine.append((number, task, image.copy()))
-        self.growth.append(sum(bank.count for bank in self._banks))
         return True
 
     def _route(self, embeddings: np.ndarray) -> np.ndarray:
