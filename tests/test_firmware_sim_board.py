@@ -114,6 +114,15 @@ def test_every_core_computes_pythons_integers(target, strategy, frame, machine, 
     assert 0 < result["stack_bytes"] < 4096
 
 
+def test_several_products_are_told_apart_on_the_chip(tmp_path, tools):
+    build = tiny_build.tiny_build(tmp_path, "stm32f746", tasks=3)
+    rng = np.random.default_rng(2)
+    pictures = np.concatenate([tiny_build.images_of_task(rng, 1, task) for task in (2, 0, 1)])
+    with build_board(build, load_target("stm32f746")) as linked:
+        check_equal(compare_board(linked, load(build), pictures), pictures)
+        assert board.execute(linked, pictures, count=False).run.tasks.tolist() == [2, 0, 1]
+
+
 def test_counts_and_stack_repeat_and_add_up(linked, images):
     first, second = (board.execute(linked, images[:1]) for _ in range(2))
     assert first.layers == second.layers

@@ -80,9 +80,9 @@ def images(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def images_of_task(rng: np.random.Generator, n: int, task: int) -> np.ndarray:
-    """``images`` of another product: darker, lighter or inverted, so that the last tap tells them apart."""
-    made = images(rng, n)
-    return (made, 255 - made, made // 3)[task]
+    """(n, SIZE, SIZE, 3) uint8 of three products that differ in colour: noise on dark, on red, on bright blue."""
+    colour = np.array([(30, 30, 30), (200, 40, 40), (120, 180, 215)][task])
+    return (colour + rng.integers(0, 40, (n, SIZE, SIZE, 3))).astype(np.uint8)
 
 
 def tiny_build(
@@ -178,6 +178,7 @@ def _write_manifest(
         },
         "thresholds": {"int8": {"raw": threshold}}, "preprocessing": preprocessing.to_dict(),
         "target": None if target is None else {"name": target, "alias": None}, "settings": {"frame": frame},
+        "learning": {"tasks": 1, "slot_bytes": len(files[BANKS["int8"]])},
         "files": {
             name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
         },

@@ -625,3 +625,51 @@ def methods(as_json: bool) -> None:
     from tinyvad.detectors import METHODS
 
     _emit(as_json, METHODS, "\n".join(f"{name:<16} {text}" for name, text in METHODS.items()))
+
+
+@main.group()
+def bench() -> None:
+    """The papers' protocols and tables."""
+
+
+@bench.command()
+@click.argument("grid", metavar="GRID.toml", type=click.Path(path_type=Path))
+@click.option("--init", is_flag=True, help="Write a commented GRID.toml and stop.")
+@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes on this machine.")
+@click.option("--cluster", metavar="ADDRESS", help="Run on a Dask cluster instead, e.g. tcp://10.0.0.5:8786.")
+@json_option
+@_verb
+def continual(grid: Path, init: bool, workers: int, cluster: str | None, as_json: bool) -> None:
+    """Continual learning: streams x methods x backbones; cells, tables and plots. A stopped run goes on where it was.
+
+    On a cluster the workers need tinyvad, and the data and cache folders at the same paths.
+
+    Example: tinyvad bench continual grid.toml --init && tinyvad bench continual grid.toml --workers 4
+    """
+    from tinyvad.bench.command import bench_continual, write_template
+
+    if init:
+        write_template(grid)
+        _emit(as_json, {"written": str(grid)}, f"wrote {grid}")
+        return
+    result = bench_continual(grid, workers, cluster, _progress(as_json))
+    out = Path(result["out"])
+    lines = [f"{result['cells']} cells in {out}", f"  tables  {out / 'tables' / 'results.md'}", f"  plots   {out / 'plots'}"]
+    _emit(as_json, result, "\n".join(lines))
+
+
+@bench.command()
+@click.option("--dataset", type=click.Choice(["MVTec AD", "VisA"]), default="MVTec AD", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["table", "csv", "json", "markdown"]), default="table", show_default=True
+)
+@json_option
+@_verb
+def costs(dataset: str, form: str, as_json: bool) -> None:
+    """Memory and GFLOPs of the published systems: as printed, by formula, and counted honestly.
+
+    Example: tinyvad bench costs --format markdown
+    """
+    from tinyvad.bench.costs import bench_costs
+
+    click.echo(bench_costs(dataset, "json" if as_json else form), nl=False)

@@ -72,7 +72,7 @@ static uint32_t make_entries(const tvad_writer *w, uint8_t *head)
 {
     const uint8_t *base = w->learner->bank->base, *old = base + TVAD_HEADER_BYTES;
     uint8_t *entry = head + TVAD_HEADER_BYTES;
-    uint32_t i, count = tvad_section_count(w->learner->bank);
+    uint32_t i, kept = 0, count = tvad_section_count(w->learner->bank);
 
     memcpy(head, base, TVAD_HEADER_BYTES);
     for (i = 0; i < count; i++, old += TVAD_ENTRY_BYTES) {
@@ -83,9 +83,10 @@ static uint32_t make_entries(const tvad_writer *w, uint8_t *head)
             put(entry + E_DIM, now);
             put(entry + E_NBYTES, get(old + E_NBYTES) / before * now);
             entry += TVAD_ENTRY_BYTES;
+            kept++;
         }
     }
-    return (uint32_t)(entry - head - TVAD_HEADER_BYTES) / TVAD_ENTRY_BYTES;
+    return kept;
 }
 
 /* All sections in order, with the zeros between and behind them. The entries' offsets are set on the way, and with

@@ -183,7 +183,7 @@ def scored(method: ContinualMethod, embeddings: Embedded, task: int | None) -> t
 
 def figures(known: Tested, maps: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
     """All figures of a unit, those of ``tinyvad eval``."""
-    return quality(known.labels, maps.max((1, 2)), known.masks, upsample(maps[known.marked], size))
+    return quality(known.labels, maps.max((1, 2)), known.masks, list(upsample(maps[known.marked], size)))
 
 
 def share_right(chosen: np.ndarray, names: Sequence[str], right: str) -> float | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinyvad.bench.tables import Group, Row
-from tinyvad.continual.published import Figure, figures, protocols
+from tinyvad.continual.published import Figure, figures, protocols, source_title
 
 COUNTERPARTS: Mapping[str, tuple[str, ...]] = {
     "padim-original": ("PaDiM CL (original)",),
@@ -41,36 +41,51 @@ METRICS = {
     "image_fm_pct": ("image_AUROC", "FM", 100),
     "pixel_fm_pct": ("pixel_AUROC", "FM", 100),
 }
+FAMILIES = ("MCUNet", "MobileNet", "PhiNet")
 DATASETS = {"mvtec": "MVTec AD", "visa": "VisA"}
 
 
 def published_rows(places: Mapping[tuple[str, str, int], Sequence[Group]]) -> list[Row]:
-    """A row a method and published system: both figures, memory, and what differs."""
+    """A row a method and published system and backbone: both figures, memory, what differs.
+
+    ``nearest``: the published backbone is the one to look at first.
+    """
     rows = []
     for (stream, backbone, size), of_place in places.items():
         dataset, same = _dataset(of_place[0])
         for group in of_place:
-            systems = COUNTERPARTS.get(group.method, ())
-            for found in _systems(systems, dataset, str(group.runs[0].values["protocol"])):
+            for found in _systems(group, dataset):
                 row: Row = {"stream": stream, "method": group.label, "published": f"{found[0].system}, {found[0].backbone}"}
                 for column, wanted in _COLUMNS.items():
                     row[column] = _both(group, [figure for figure in found if figure.metric in wanted])
                 row["differs"] = "; ".join(_differences(group, found[0], backbone, size, same))
+                row["table"] = f"{source_title(found[0].source)}, {found[0].table}, {found[0].dataset}"
+                row["note"] = found[0].note
+                row["nearest"] = found[0].backbone in (nearest(backbone), "unstated", "EfficientNet-B4")
                 rows.append(row)
     return rows
 
 
-def published_points(figure_metric: str) -> list[tuple[str, float, float]]:
-    """(system and backbone, bytes, value) of the benchmark on MVTec AD, for the picture of memory against a metric."""
-    points = []
+def nearest(backbone: str) -> str:
+    """The published backbone of the same family, MobileNet for any other."""
+    return next((name for name in FAMILIES if name.lower() in backbone.lower()), "MobileNet")
+
+
+def published_points(backbone: str, metric: str) -> list[tuple[str, float, float]]:
+    """(system, bytes, value) of the benchmark on MVTec AD with the nearest backbone, for the picture of memory."""
     systems = {system for names in COUNTERPARTS.values() for system in names}
-    for figure in figures(source="edge", table="benchmark", dataset="MVTec AD", metric=figure_metric):
-        mb = figures(
-            source="edge", table="benchmark", dataset="MVTec AD", metric="mb", system=figure.system, backbone=figure.backbone
-        )
-        if figure.system in systems and mb:
-            points.append((f"{figure.system}, {figure.backbone}", mb[0].value * 1e6, figure.value))
+    points = []
+    for figure in figures(source="edge", table="benchmark", dataset="MVTec AD", metric=metric):
+        if figure.system in systems and figure.backbone == nearest(backbone):
+            mb = _benchmark_mb(figure)
+            unit = 1e6 if figure.system.startswith("PaDiM") else 2**20  # PatchCore's are with the backbone, PaDiM's without
+            points.append((f"{figure.system}, {figure.backbone}", mb * unit, figure.value))
     return points
+
+
+def _benchmark_mb(figure: Figure) -> float:
+    found = figures(source="edge", table="benchmark", dataset="MVTec AD", metric="mb", system=figure.system)
+    return next(one.value for one in found if one.backbone == figure.backbone)
 
 
 _COLUMNS = {
@@ -82,12 +97,15 @@ _COLUMNS = {
 }
 
 
-def _systems(systems: Sequence[str], dataset: str, protocol: str) -> list[list[Figure]]:
-    """The figures of each system and backbone on a data set; of an X-YxN those that were printed for it."""
+def _systems(group: Group, dataset: str) -> list[list[Figure]]:
+    """The figures of each system and backbone to stand beside; X-YxN tables stand beside the same protocol only."""
+    wanted, tables = COUNTERPARTS.get(group.method, ()), set()
+    if protocol := re.fullmatch(r"(?:[a-z]+-)?(\d+-\d+x\d+)", str(group.runs[0].values["protocol"])):
+        wanted, tables = ("PaDiM" if group.method.startswith("padim") else "PatchCore", "IUF"), {protocol[1]}
     found: dict[tuple[str, ...], list[Figure]] = {}
     for figure in figures(dataset=dataset):
-        increments = re.fullmatch(r"\d+-\d+x\d+", figure.protocol) is not None
-        if figure.system in systems and not increments:
+        of_steps = re.fullmatch(r"\d+-\d+x\d+", figure.protocol) is not None
+        if figure.system in wanted and (figure.protocol in tables or not (tables or of_steps)):
             found.setdefault((figure.source, figure.table, figure.system, figure.backbone), []).append(figure)
     return list(found.values())
 
@@ -132,4 +150,4 @@ def _differences(group: Group, figure: Figure, backbone: str, size: int, same: b
         found.append(figure.protocol)
     elif values["task_identity"]:
         found.append("task known at test time")
-    return found + ([figure.note] if figure.note else [])
+    return found

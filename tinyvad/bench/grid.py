@@ -47,7 +47,7 @@ orders = ["alphabetical", "shuffled 1", "shuffled 2"]   # or "given" (as in cate
 # task_identity = true              # methods are told the task at test time
 
 # [[streams]]
-# protocol = "drift"               # one category whose pictures change with every task; or "variants": several as one product
+# protocol = "drift"                # one category, changed with every task; or "variants": several that are one product
 # categories = ["bottle"]
 # schedule = [[], [["brightness", 0.3]], [["blur", 0.5], ["rotation", 0.1]]]
 

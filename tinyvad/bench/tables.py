@@ -18,7 +18,7 @@ import numpy as np
 from tinyvad.continual.matrix import SUMMARIES, ScoreMatrix, summarise
 from tinyvad.report.text import NONE, flat
 
-ROUTING = "Mean over the products of the share of their test images (or patches, where each chooses) scored by their own task."
+ROUTING = "Mean over products of the share of test images (or patches, where each chooses) scored by their own task."
 BYTES = "All that the method keeps to score and to go on learning, without the backbone."
 DEVICE_BYTES = "The bank's sections that scoring on a device needs."
 RANGE = "Largest minus smallest average_final over the orders and seeds."
@@ -168,22 +168,33 @@ def to_markdown(runs: Sequence[Run], metrics: Sequence[str], published: Sequence
             sizes = [_kib(group.last(key)) for key in ("bytes", "device_bytes")]
             rows.append([group.label, str(len(group.runs)), *map(_figure, figures), *sizes])
         lines += [*_table(head, rows), ""]
-    if published:
-        lines += [
-            "## Beside the published figures", "",
-            "Ours / published. Theirs are of other data, networks and sizes where the last column says so: nothing here is a "
-            "reproduction.", "",
-        ]  # fmt: skip
-        lines += [*_table(list(published[0]), [[_word(value) for value in row.values()] for row in published]), ""]
+    lines += _beside([row for row in published if row["nearest"]])
     lines += ["## Definitions", ""]
     lines += [f"* **{name}**: {summary.sentence}" for name, summary in SUMMARIES.items()]
     lines += [
         "* A metric's own column is its average_final; **forgetting** is relative_forgetting; both are means over runs.",
-        f"* **range**: {RANGE}", f"* **routing**: {ROUTING}", f"* **KiB kept**: {BYTES}", f"* **KiB on device**: {DEVICE_BYTES}",
+        f"* **range**: {RANGE}", f"* **routing**: {ROUTING}", f"* **KiB kept**: {BYTES}",
+        f"* **KiB on device**: {DEVICE_BYTES}",
         "* **F1Max**: The best F1 over all thresholds, chosen on the very labels that it is judged by.",
         "* **Floors**: What an F1 is when everything is called anomalous.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _beside(published: Sequence[Row]) -> list[str]:
+    """Our figures and the published ones, with what to know about the papers' tables."""
+    if not published:
+        return []
+    columns = [key for key in published[0] if key not in ("table", "note", "nearest")]
+    rows = [[_word(row[key]) for key in columns] for row in published]
+    tables = dict.fromkeys((row["table"], row["note"]) for row in published)
+    return [
+        "## Beside the published figures", "",
+        "Ours / published; the last column says what differs: none of these rows is a reproduction. published.csv has the "
+        "papers' other backbones too.", "",
+        *_table(columns, rows), "",
+        *(f"* {table}{f': {note}' if note else ''}" for table, note in tables), "",
+    ]  # fmt: skip
 
 
 _FORGOTTEN = ("image_AUROC", "pixel_F1Max")

@@ -123,8 +123,8 @@ class Learner:
             skipped: list[tuple[str, str]] = []
             new, keys, known = self._features(images, on_error, set(seen.tolist()), skipped, tell, total)
             if need_new and not keys and not known:
-                reason = f"; the first of {len(skipped)} unreadable ones: {skipped[0][1]}" if skipped else ""
-                raise InputError(f"no images to learn{reason}; give at least one good image")
+                reason = f"the first of {len(skipped)} unreadable ones: {skipped[0][1]}" if skipped else "give at least one"
+                raise InputError(f"no images to learn; {reason}")
             if not keys:
                 return self._told(opened["int8"].bank, task, known=known, skipped=skipped)
             found: dict[str, Next] = {}

@@ -1,7 +1,7 @@
 """What a microcontroller does to learn a product, in Python: a bank and images' embeddings in, the next bank's bytes out.
 
-The integer truth of ``export/runtime/tvad_learn.c`` and ``tvad_write.c``: same rows, same thresholds, the same bytes. A device
-has little RAM and no JSON, so it learns more simply than a PC (``tinyvad.detectors.task_memory``):
+The integer truth of ``export/runtime/tvad_learn.c``, ``tvad_next.c`` and ``tvad_write.c``: same rows, same thresholds, the
+same bytes. A device has little RAM and no JSON, so it learns more simply than a PC (``tinyvad.detectors.task_memory``):
 
 * an image's vectors are appended at once (``tinyvad.detectors.online``) and never leave again while the task is learnt;
 * c tasks in M rows have M // c each. If all rows together would pass M, every other task is cut to its first M // c rows,
@@ -104,7 +104,8 @@ class DeviceLearner:
         """
         grid, depth = tuple(self.bank.header.grid_size), self.rows.shape[1]
         if embedding.shape != (*grid, depth) or embedding.dtype != np.int8:
-            raise InputError(f"embedding {embedding.dtype}{embedding.shape}, expected int8{(*grid, depth)}; use this build's")
+            found = f"{embedding.dtype}{embedding.shape}"
+            raise InputError(f"embedding {found}, expected int8{(*grid, depth)}; use the build that made the bank")
         patches = embedding.reshape(-1, depth)
         rows = np.concatenate([self.rows, *(row[None] for row in self.added)])
         update = online_update(rows, patches, self.settings.per_image, self.settings.tau2, self.capacity)
@@ -256,7 +257,7 @@ def learning_bytes(cells: int, depth: int, channels: int, sections: int, rows: i
         cells: of the grid. depth: D. channels: of the last tapped tensor. sections: of the bank. rows: that it can add.
     """
     distances = max(4 * cells, HEADER_BYTES + ENTRY_BYTES * sections)  # later the new bank's header and table
-    return align(distances) + align(8 * channels) + align(2 * depth) + align(rows * depth)
+    return align(distances) + align(8 * channels) + align(max(2 * depth, 4 * channels)) + align(rows * depth)
 
 
 def _gold(test: np.ndarray, gold: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
