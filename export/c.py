@@ -49,12 +49,13 @@ def firmware_files(
     packed_for = "mve" if chip is not None and chip.core == "cortex-m55" else "scalar"
     graph = graph.copy(name=plain(name or str(read.meta.get("task") or graph.name)))
     crc, grid = header.backbone_crc32, (int(header.grid_size[0]), int(header.grid_size[1]))
+    learning = (0, 0) if chip is None else (chip.slot_bytes, chip.learning_bytes)
     files = {
         "README.md": readme(chip, graph.name, schedule.arena_bytes).encode(),
         "bank.S": bank_source(header.align).encode(),
         "bank.tvb": bank,
         "model.c": model_source(graph, schedule, crc, grid, packed_for, camera).encode(),
-        "model.h": model_header(graph, schedule, crc, camera).encode(),
+        "model.h": model_header(graph, schedule, crc, camera, *learning).encode(),
         **{f"runtime/{path.name}": path.read_bytes() for path in _runtime()},
         **({} if chip is None else project_files(chip, [path.name for path in _runtime()])),
     }

@@ -77,8 +77,11 @@ def layer_slots(
     return slots
 
 
-def model_header(graph: Graph, schedule: Schedule, backbone_crc32: int, camera: Camera | None = None) -> str:
-    """model.h: what an application needs to know of the model."""
+def model_header(
+    graph: Graph, schedule: Schedule, backbone_crc32: int, camera: Camera | None = None, slot_bytes: int = 0,
+    learning_bytes: int = 0,
+) -> str:  # fmt: skip
+    """model.h: what an application needs to know of the model; ``slot_bytes`` and ``learning_bytes`` as in ``Chip``."""
     height, width, _ = map_shape(graph, graph.inputs[0])
     frame = Camera(0, 0, "rgb888") if camera is None else camera
     name, pixel = FORMATS[frame.format], FRAME_FORMATS[frame.format]
@@ -106,8 +109,17 @@ def model_header(graph: Graph, schedule: Schedule, backbone_crc32: int, camera: 
 extern const tvad_model tvad_model_data;
 extern const uint8_t tvad_bank_bin[]; /* bank.S */
 extern const uint32_t tvad_bank_bin_size;
-
+{_learning_header(slot_bytes, learning_bytes) if slot_bytes else ""}
 #endif
+"""
+
+
+def _learning_header(slot_bytes: int, learning_bytes: int) -> str:
+    return f"""
+/* Learning on the device. */
+#define TVAD_SLOT_BYTES {slot_bytes}u /* of each slot of flash, whole erase sectors */
+#define TVAD_LEARN_BYTES {learning_bytes}u /* workspace of a session */
+extern const uint8_t tvad_slot_0[], tvad_slot_1[]; /* link.ld */
 """
 
 

@@ -23,6 +23,10 @@ _FPU = {
 }
 CORES = ("cortex-m0", "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
 WARNINGS = "-Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wundef -Werror"
+_SLOTS_NOTE = (
+    "- Two slots at the end of flash hold the bank; `main.c` opens the newer one and learns: give it flash_erase and\n"
+    "  flash_program for your chip, and say in images_to_learn when (`runtime/tvad_learn.h`)."
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Chip:
         flash: where code, model and bank go. ram: the blocks of RAM that are used, each once.
         stack_in, arena_in, frame_in: names of blocks in ``ram``; .data and .bss lie behind the stack.
         stack_bytes: reserved for the stack.
+        slot_bytes: of each of two slots for the bank at the end of flash, whole erase sectors; 0: a bank that does not change.
+        learning_bytes: RAM that learning takes, in block ``learning_in``.
     """
 
     name: str
@@ -55,6 +61,20 @@ class Chip:
     arena_in: str
     frame_in: str = ""
     stack_bytes: int = 4096
+    slot_bytes: int = 0
+    learning_in: str = ""
+    learning_bytes: int = 0
+
+    @property
+    def slots(self) -> tuple[Memory, ...]:
+        """The two slots, () without."""
+        first = self.flash.base + self.flash.size - 2 * self.slot_bytes
+        return tuple(Memory(f"SLOT_{i}", first + i * self.slot_bytes, self.slot_bytes) for i in (0, 1) if self.slot_bytes)
+
+    @property
+    def program(self) -> Memory:
+        """The flash before the slots."""
+        return Memory(self.flash.name, self.flash.base, self.flash.size - 2 * self.slot_bytes)
 
 
 def core_flags(chip: Chip) -> str:
@@ -77,7 +97,8 @@ def link_script(chip: Chip, memories: tuple[Memory, ...] = (), sections: str = "
         f"/* Memory of {chip.title} and where each section lies. Symbols are used by startup.c. */",
         "MEMORY",
         "{",
-        *(_memory_line(memory, "rx") for memory in (chip.flash,)),
+        _memory_line(chip.program, "rx"),
+        *(_memory_line(memory, "r") for memory in chip.slots),
         *(_memory_line(memory, "rw") for memory in (*chip.ram, *memories)),
         "}",
         "",
@@ -87,7 +108,7 @@ def link_script(chip: Chip, memories: tuple[Memory, ...] = (), sections: str = "
         "{",
         f"    .vectors : {{ KEEP(*(.vectors)) }} > {chip.flash.name}",
         f"    .model : {{ *model.o(.rodata .rodata.*) }} > {chip.flash.name}",
-        f"    .bank : {{ *(.bank) }} > {chip.flash.name}",
+        *_bank_sections(chip),
         f"    .text : {{ *(.text .text.*) *(.rodata .rodata.*) . = ALIGN(4); }} > {chip.flash.name}",
         "",
         "    .stack (NOLOAD) :",
@@ -117,6 +138,8 @@ def link_script(chip: Chip, memories: tuple[Memory, ...] = (), sections: str = "
     ]
     if chip.frame_in:
         lines.append(f"    .frame (NOLOAD) : {{ *(.frame) }} > {chip.frame_in}")
+    if chip.learning_in:
+        lines.append(f"    .learning (NOLOAD) : ALIGN(16) {{ *(.learning) }} > {chip.learning_in}")
     lines += [
         f"    .arena (NOLOAD) : ALIGN({ARENA_ALIGN})",
         "    {",
@@ -129,6 +152,19 @@ def link_script(chip: Chip, memories: tuple[Memory, ...] = (), sections: str = "
         "}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _bank_sections(chip: Chip) -> list[str]:
+    """The bank in flash; of two slots, the second one is part of the image too, erased, so that no old bank survives in it."""
+    if not chip.slots:
+        return [f"    .bank : {{ *(.bank) }} > {chip.flash.name}"]
+    first, second = chip.slots
+    return [
+        f"    .bank : {{ *(.bank) }} > {first.name}",
+        f"    .slot : {{ FILL(0xFFFFFFFF) BYTE(0xFF) . = {second.size}; }} > {second.name}",
+        f"    tvad_slot_0 = {first.base:#010x};",
+        f"    tvad_slot_1 = {second.base:#010x};",
+    ]
 
 
 def _memory_line(memory: Memory, access: str) -> str:
@@ -211,6 +247,7 @@ def readme(chip: Chip | None, name: str, arena_bytes: int) -> str:
             f"- `link.ld`, `startup.c`, `Makefile`: for {chip.name}; `make` links firmware.elf, `make size` prints it.",
             "- `main.c`: start here: put your camera into camera_read and your output into report.",
             "- In a vendor's project: add model.c, bank.S and runtime/, give the arena its section, keep their start-up.",
+            *([_SLOTS_NOTE] if chip.slots else []),
             "  A chip whose ROM wants a header of its own before the vectors (RP2040, RP2350, STM32N6) needs that.",
         ]
     lines.append("- `tinyvad verify BUILD --engine firmware` runs these very objects under QEMU and compares every score.")

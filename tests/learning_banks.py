@@ -37,7 +37,7 @@ def product(rng: np.random.Generator, grid: tuple[int, int], images: int, spread
 
 def learnable(
     rng: np.random.Generator, grid: tuple[int, int] = (3, 4), tasks: int = 1, rows: int = 20, most_rows: int = 40,
-    most_tasks: int = 4, per_image: int = 4, tau2: int = 900, slot_bytes: int = 8192, pairs: int = 5, align: int = 16,
+    most_tasks: int = 4, per_image: int = 4, tau2: int = 900, slot_bytes: int = 65536, pairs: int = 5, align: int = 16,
     generation: int = 7, golden: int = 3,
 ) -> Learnable:  # fmt: skip
     """A bank of ``tasks`` products of up to ``rows`` rows in greedy order, as a PC writes it."""
@@ -48,7 +48,8 @@ def learnable(
     table = np.column_stack([np.cumsum(sizes) - sizes, sizes, np.full(tasks, 3), np.zeros(tasks)]).astype(np.int32)
     steps = [[(max(1, size >> i), 1000 * (i + 1) + t) for i in range(pairs)] for t, size in enumerate(sizes)]
     test = rng.integers(-127, 128, (golden, DEPTH)).astype(np.int8)
-    gold = [(i % tasks, i, _nearest(test[i], parts[i % tasks])) for i in range(golden)]
+    cells = grid[0] * grid[1]
+    gold = [(i % tasks, i % cells, _nearest(test[i], parts[i % tasks])) for i in range(golden)]
     sections = {
         "LUT ": rng.integers(-128, 128, (3, 256)).astype(np.int8),
         **embedding.sections(),
@@ -57,7 +58,7 @@ def learnable(
         "SCAL": np.array([0.25]),
         "BANK": np.concatenate(parts),
         "TASK": table,
-        "PROT": rng.integers(-900, 900, (tasks, CHANNELS[-1])).astype(np.int32),
+        "PROT": rng.integers(-100 * cells, 100 * cells, (tasks, CHANNELS[-1])).astype(np.int32),
         "LADR": np.array(steps, np.uint32),
         "LRN ": np.array([slot_bytes, most_tasks, most_rows, per_image, tau2, 0, 0, 0], np.uint32),
         **({"TEST": test, "GOLD": np.array(gold, np.uint32)} if golden else {}),

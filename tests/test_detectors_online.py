@@ -277,9 +277,14 @@ def test_what_can_not_be_learnt_is_told() -> None:
     with pytest.raises(InputError, match=r"expected int8\(3, 4, 12\)"):
         learner.learn(image[:2])
     learner.learn(image)
-    size = len(learner.commit(1 << 20))
-    with pytest.raises(CheckFailed, match=f"new bank {size} B > slot {size - 16} B"):
-        learner.commit(size - 16)
+    size = len(learner.commit())
+    for device in (size - 1, size // 32 * 32 - 1):
+        with pytest.raises(CheckFailed, match=f"new bank {size} B > slot {device // 32 * 32} B"):
+            learner.commit(device)
+    promised = DeviceLearner(learnable(np.random.default_rng(9), slot_bytes=2048).bank)
+    promised.learn(image)
+    with pytest.raises(CheckFailed, match=f"new bank {size} B > slot 2048 B"):
+        promised.commit(1 << 20)
     last = DeviceLearner(read_bank(restamp(made.data, 2**32 - 1)))
     last.learn(image)
     with pytest.raises(CheckFailed, match="no successor"):
@@ -309,5 +314,5 @@ def rewritten(bank: Bank, leave_out: tuple[str, ...] = (), updatable: bool = Tru
 
 def test_the_workspace_by_hand() -> None:
     # 12 cells: 48 B, less than a header and 15 entries; 3 channels of 8 B; 12 values of 2 B; 5 rows of 12 B
-    assert learning_bytes(cells=12, depth=12, channels=3, sections=15, rows=5) == 544 + 32 + 32 + 64
+    assert learning_bytes(cells=12, depth=12, channels=3, sections=15, rows=5) == 544 + 32 + 32 + 60
     assert learning_bytes(cells=400, depth=80, channels=80, sections=15, rows=160) == 1600 + 640 + 320 + 12800

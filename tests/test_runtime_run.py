@@ -35,6 +35,7 @@ from tinyvad.detectors.triangular import TriangularScorer
 from tinyvad.embedding import Embedding, align, make_taps
 from tinyvad.engines.int8 import Int8Engine
 from tinyvad.export.c_model import Camera, layer_slots
+from tinyvad.firmware_sim.harness import STATUS
 from tinyvad.graph.builder import GraphBuilder
 from tinyvad.graph.ir import Graph, Quantization
 from tinyvad.graph.scratch import frame_scratch
@@ -379,6 +380,6 @@ def test_a_model_with_a_camera_needs_a_frame(made: Made) -> None:
 def test_every_status_has_its_own_line() -> None:
     text = library().tvad_status_text
     text.restype = ctypes.c_char_p
-    lines = [text(status).decode() for status in range(10)]
-    assert lines[0] == "ok" and len(set(lines)) == 10 and text(10) == b"unknown status"
+    lines = [text(status).decode() for status in range(len(STATUS))]
+    assert lines[0] == "ok" and len(set(lines)) == len(STATUS) and text(len(STATUS)) == b"unknown status"
     assert all(line.isascii() and "\n" not in line for line in lines)

@@ -654,8 +654,8 @@ def continual(grid: Path, init: bool, workers: int, cluster: str | None, as_json
         return
     result = bench_continual(grid, workers, cluster, _progress(as_json))
     out = Path(result["out"])
-    lines = [f"{result['cells']} cells in {out}", f"  tables  {out / 'tables' / 'results.md'}", f"  plots   {out / 'plots'}"]
-    _emit(as_json, result, "\n".join(lines))
+    text = f"{result['cells']} cells in {out}\n  tables  {out / 'tables' / 'results.md'}\n  plots   {out / 'plots'}"
+    _emit(as_json, result, text)
 
 
 @bench.command()

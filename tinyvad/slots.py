@@ -191,7 +191,7 @@ def recover(folder: Path) -> None:
             waiting = [_peek(folder / other) for other in SLOTS["onnx"]]
             if found == generation + 1 and found in waiting:
                 _take_place(folder / name)
-    for pattern in (".bank*.tvb.*", f"{STATES}/.*"):
+    for pattern in (".*bank*.tvb*", f"{STATES}/.*"):  # staged, and the temporary names of ``tinyvad.files``
         for path in folder.glob(pattern):
             with contextlib.suppress(OSError):
                 path.unlink()

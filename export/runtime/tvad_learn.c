@@ -4,7 +4,7 @@
  * reached; then the distances to the new row are taken into account (tinyvad/detectors/online.py, exact int32). The parts of
  * the embedding are used where tvad_run left them; one int32 a cell is all that an image needs.
  *
- * Workspace, each part rounded up to 16 bytes:
+ * Workspace, each part but the last rounded up to 16 bytes:
  *     distances int32 (cells), later the new bank's header and table | sum of signatures int64 (C) |
  *     a vector int16 (D) or a signature int32 (C) | new rows int8 (rows, D)
  */
@@ -59,7 +59,7 @@ size_t tvad_learn_bytes(const tvad_bank *bank, uint32_t rows)
     if (learning_of(bank) == NULL) {
         return 0;
     }
-    return (size_t)head_bytes(bank) + total_bytes(bank) + scratch_bytes(bank) + TVAD_ALIGN16((size_t)rows * bank->depth);
+    return (size_t)head_bytes(bank) + total_bytes(bank) + scratch_bytes(bank) + (size_t)rows * bank->depth;
 }
 
 static void zero(void *data, size_t nbytes)
@@ -111,6 +111,7 @@ tvad_status tvad_learn_begin(tvad_learner *learner, const tvad_bank *bank, uint3
     }
     learner->per_image = numbers[TVAD_LRN_PER_IMAGE];
     learner->tau2 = numbers[TVAD_LRN_NOVELTY];
+    learner->slot_bytes = numbers[TVAD_LRN_SLOT];
     learner->gate = gate;
     learner->distance = (int32_t *)(void *)at;
     at += head_bytes(bank);

@@ -51,6 +51,7 @@ typedef struct {
     uint32_t most_rows, share;      /* rows of all tasks, and of one of `tasks` */
     uint32_t capacity;              /* rows that this task may have, by share and workspace */
     uint32_t per_image, tau2;       /* rows that an image may add; squared distance up to which a vector is not new */
+    uint32_t slot_bytes;            /* that the new bank may take, by LRN */
     uint32_t gate;                  /* images of a higher novelty are not learnt; 0: all are */
     const int8_t *old;              /* (old_rows, D), in flash */
     int32_t *distance;              /* workspace: (cells), later the new header and table */

@@ -140,6 +140,14 @@ static uint64_t file_bytes(const uint8_t *head, uint32_t count)
     return (end + align - 1u) / align * align;
 }
 
+/* Bytes that there are for it: whole units of the slot, and what LRN allows. */
+static uint32_t room_for(const tvad_learner *learner, const tvad_store *store)
+{
+    const uint32_t whole = store->slot_bytes & ~(TVAD_PROGRAM_UNIT - 1u);
+
+    return whole < learner->slot_bytes ? whole : learner->slot_bytes;
+}
+
 /* Everything but the header into the slot. */
 static void program_body(tvad_writer *w, uint8_t *head)
 {
@@ -199,7 +207,7 @@ tvad_status tvad_learn_commit(tvad_learner *learner, const tvad_store *store)
         tvad_learn_mark(learner, learner->added);
     }
     if (bank->generation == UINT32_MAX || tvad_next_images(learner, learner->task) > (uint32_t)INT32_MAX ||
-        file_bytes(head, make_entries(&w, head)) > store->slot_bytes) {
+        file_bytes(head, make_entries(&w, head)) > room_for(learner, store)) {
         return TVAD_ERROR_FULL;
     }
     file_size = make_head(&w, head);

@@ -116,7 +116,7 @@ def to_png(canvas: Canvas) -> bytes:
     facts.add_itxt("Title", canvas.title)
     facts.add_itxt("Description", canvas.note)
     file = io.BytesIO()
-    image.save(file, "PNG", optimize=True, pnginfo=facts)
+    image.save(file, "PNG", pnginfo=facts)
     return file.getvalue()
 
 

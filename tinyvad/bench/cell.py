@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tinyvad.bench.run import Done
 from tinyvad.continual.base import Context, ContinualMethod
 from tinyvad.continual.matrix import ScoreMatrix
 from tinyvad.continual.methods import make_method
-from tinyvad.continual.streams import Stream, mask_of
+from tinyvad.continual.streams import Stream, Unit, mask_of
 from tinyvad.embedding import Embedding
 from tinyvad.evaluate import quality
 from tinyvad.fitting import MethodPlan, TapStore, make_embedding
@@ -51,9 +51,21 @@ class Embedded:
 class Tested:
     """A unit's test images: ``marked`` are those whose pixels are known, ``masks`` theirs."""
 
+    maps: TapStore
     labels: np.ndarray
     marked: np.ndarray
     masks: list[np.ndarray]
+
+
+@dataclass
+class Results:
+    """What is noted after each step; ``values`` (T, U) a metric, ``counts`` a row a unit: how often each task was chosen."""
+
+    values: dict[str, np.ndarray]
+    routing: list[float | None] = field(default_factory=list)
+    counts: list[list[int]] = field(default_factory=list)
+    nbytes: list[int] = field(default_factory=list)
+    device_nbytes: list[int | None] = field(default_factory=list)
 
 
 def run_cell(cell: Cell) -> Done:
@@ -66,53 +78,57 @@ def run_cell(cell: Cell) -> Done:
     root, cache = Path(cell.data), Path(cell.cache)
     stream = open_stream(cell.stream, cell.order, cell.seed, datasets_of(root))
     good = [Pictures(unit, unit.dataset.train_good, root, stream.seed) for unit in stream.units]
-    bad = [Pictures(unit, [s.path for s in unit.dataset.test], root, stream.seed) for unit in stream.units]
     first = [pictures for pictures, step in zip(good, stream.step_of) if step == 0]
     network = open_network(cell.backbone.name, cell.backbone.image_size, first, cache)
-    train = [open_taps(network, pictures, cache) for pictures in good]
-    test = [open_taps(network, pictures, cache) for pictures in bad]
-    steps = range(len(stream.tasks))
+    stores = [open_taps(network, pictures, cache) for pictures in good]
+    learnt = [
+        SeveralTaps([store for store, owner in zip(stores, stream.step_of) if owner == step])
+        for step in range(len(stream.tasks))
+    ]
+    tests = [tested(unit, network, cell, stream.seed) for unit in stream.units]
     clock.lap("features")
-    learnt = [SeveralTaps([train[u] for u, owner in enumerate(stream.step_of) if owner == step]) for step in steps]
     embedding = embedding_of(learnt[0], network, cell)
     context = Context(embedding.steps, network.tensors[-1].shape[3], len(stream.tasks), cell.seed)
     method = make_method(cell.method.name, context, json.loads(cell.method.settings))
-    size = (cell.backbone.image_size, cell.backbone.image_size)
-    pixels = any(name.startswith("pixel") for name in cell.metrics)
-    known = [tested(stream, u, size if pixels else None) for u in range(len(stream.units))]
-    clock.lap("masks")
-    values = {name: np.full((len(stream.tasks), len(stream.units)), np.nan) for name in cell.metrics}
+    shape = (len(stream.tasks), len(stream.units))
+    results = Results({name: np.full(shape, np.nan) for name in cell.metrics})
     before: dict[int, tuple[np.ndarray, dict[str, Any]]] = {}
-    routing: list[float | None] = []
-    counts: list[list[int]] = []
-    nbytes, device_nbytes = [], []
     for step, task in enumerate(stream.tasks):
         method.learn(task.product, Embedded(learnt[step], embedding))
         clock.lap(f"learn {step}")
-        shares, counts = [], []
-        for unit in (u for u, owner in enumerate(stream.step_of) if owner <= step):
-            maps, chosen = scored(method, Embedded(test[unit], embedding), stream.given_task(unit))
-            right = stream.tasks[stream.step_of[unit]].product
-            shares.append(share_right(chosen, method.task_names, right))
-            counts.append(np.bincount(chosen[chosen >= 0], minlength=len(method.task_names)).tolist())
+        shares = []
+        results.counts = []
+        for number in range(shape[1]):
+            if stream.step_of[number] > step:
+                continue
+            maps, chosen = scored(method, Embedded(tests[number].maps, embedding), stream.given_task(number))
+            shares.append(None if stream.task_identity else share_right(chosen, method.task_names, product(stream, number)))
+            results.counts.append(np.bincount(chosen[chosen >= 0], minlength=len(method.task_names)).tolist())
             clock.lap(f"score {step}")
-            if unit not in before or not np.array_equal(before[unit][0], maps):  # else the same maps, the same figures
-                before[unit] = (maps, figures(known[unit], maps, size))
+            if number not in before or not np.array_equal(before[number][0], maps):  # else the same maps, the same figures
+                before[number] = (maps, figures(tests[number], maps, cell.backbone.image_size))
             for name in cell.metrics:
-                value = before[unit][1][name]
-                values[name][step, unit] = np.nan if value is None else value
+                value = before[number][1][name]
+                results.values[name][step, number] = np.nan if value is None else value
             clock.lap(f"metrics {step}")
-        routing.append(None if None in shares else float(np.mean([s for s in shares if s is not None])))
-        nbytes.append(method.nbytes())
-        device = getattr(method, "device_nbytes", None)
-        device_nbytes.append(None if device is None else device())
-    chance = {name: chance_of(name, known) for name in cell.metrics}
-    names = [task.name for task in stream.tasks], [unit.name for unit in stream.units]
+        results.routing.append(None if None in shares else float(np.mean([s for s in shares if s is not None])))
+        results.nbytes.append(method.nbytes())
+        device_nbytes = getattr(method, "device_nbytes", None)  # the PaDiM family can tell
+        results.device_nbytes.append(None if device_nbytes is None else device_nbytes())
+    return Done(stored(cell, stream, embedding, method, tests, results), clock.seconds)
+
+
+def stored(
+    cell: Cell, stream: Stream, embedding: Embedding, method: ContinualMethod, tests: Sequence[Tested], results: Results
+) -> dict[str, Any]:
+    """What a cell's file holds."""
+    steps, units = tuple(task.name for task in stream.tasks), tuple(unit.name for unit in stream.units)
     matrices = [
-        ScoreMatrix(name, tuple(names[0]), tuple(names[1]), stream.step_of, values[name], chance[name])
+        ScoreMatrix(name, steps, units, stream.step_of, results.values[name], chance_of(name, tests))
         for name in cell.metrics
     ]
-    result = {
+    routes = results.routing[-1] is not None
+    return {
         "format": FORMAT,
         "stream": cell.stream.name,
         "protocol": cell.stream.protocol,
@@ -127,12 +143,11 @@ def run_cell(cell: Cell) -> Done:
         "grid": list(embedding.grid),
         "depth": embedding.depth,
         "matrices": [matrix.to_dict() for matrix in matrices],
-        "routing": routing,
-        "routed": {"tasks": list(method.task_names), "counts": counts if routing[-1] is not None else None},
-        "bytes": nbytes,
-        "device_bytes": None if None in device_nbytes else device_nbytes,
+        "routing": results.routing,
+        "routed": {"tasks": list(method.task_names), "counts": results.counts if routes else None},
+        "bytes": results.nbytes,
+        "device_bytes": None if None in results.device_nbytes else results.device_nbytes,
     }
-    return Done(result, clock.seconds)
 
 
 class Clock:
@@ -163,16 +178,23 @@ def embedding_of(first: TapStore, network: Network, cell: Cell) -> Embedding:
     return make_embedding(first, tensors, MethodPlan(cell.method.name, grid, {}, 0))
 
 
-def tested(stream: Stream, number: int, size: tuple[int, int] | None) -> Tested:
-    """Labels and masks of a unit's test images; no masks where the category has none, or without ``size``."""
-    unit = stream.units[number]
+def tested(unit: Unit, network: Network, cell: Cell, seed: int) -> Tested:
+    """Maps, labels and masks of a unit's test images; no masks where it has none or nobody asks for figures of pixels."""
     samples = unit.dataset.test
+    root, size = Path(cell.data), cell.backbone.image_size
+    maps = open_taps(network, Pictures(unit, [sample.path for sample in samples], root, seed), Path(cell.cache))
     labels = np.array([sample.label for sample in samples])
-    if size is None or all(sample.mask is None for sample in samples):
-        return Tested(labels, np.zeros(0, np.int64), [])
-    masks = [mask_of(unit, sample, *size) for sample in samples]
+    asked = any(metric.startswith("pixel") for metric in cell.metrics)
+    if not asked or all(sample.mask is None for sample in samples):
+        return Tested(maps, labels, np.zeros(0, np.int64), [])
+    masks = [mask_of(unit, sample, size, size) for sample in samples]
     marked = np.array([i for i, mask in enumerate(masks) if mask is not None])
-    return Tested(labels, marked, [mask for mask in masks if mask is not None])
+    return Tested(maps, labels, marked, [mask for mask in masks if mask is not None])
+
+
+def product(stream: Stream, number: int) -> str:
+    """Under which name a unit was learnt."""
+    return stream.tasks[stream.step_of[number]].product
 
 
 def scored(method: ContinualMethod, embeddings: Embedded, task: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -181,9 +203,9 @@ def scored(method: ContinualMethod, embeddings: Embedded, task: int | None) -> t
     return np.concatenate([part.maps for part in parts]), np.concatenate([part.tasks for part in parts])
 
 
-def figures(known: Tested, maps: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+def figures(test: Tested, maps: np.ndarray, size: int) -> dict[str, Any]:
     """All figures of a unit, those of ``tinyvad eval``."""
-    return quality(known.labels, maps.max((1, 2)), known.masks, list(upsample(maps[known.marked], size)))
+    return quality(test.labels, maps.max((1, 2)), test.masks, list(upsample(maps[test.marked], (size, size))))
 
 
 def share_right(chosen: np.ndarray, names: Sequence[str], right: str) -> float | None:
@@ -193,12 +215,12 @@ def share_right(chosen: np.ndarray, names: Sequence[str], right: str) -> float |
     return float(np.mean([names[task] == right for task in chosen.reshape(-1)]))
 
 
-def chance_of(metric: str, known: Sequence[Tested]) -> np.ndarray | None:
+def chance_of(metric: str, tests: Sequence[Tested]) -> np.ndarray | None:
     """(U) what each unit scores without any learning: AUROC .5, F1 its floor; None for the others."""
     if metric.endswith("AUROC"):
-        return np.full(len(known), 0.5)
+        return np.full(len(tests), 0.5)
     if metric == "image_F1Max":
-        return np.array([f1_floor(one.labels) for one in known])
+        return np.array([f1_floor(test.labels) for test in tests])
     if metric == "pixel_F1Max":
-        return np.array([f1_floor(np.array(one.masks).reshape(-1)) if one.masks else np.nan for one in known])
+        return np.array([f1_floor(np.array(test.masks).reshape(-1)) if test.masks else np.nan for test in tests])
     return None

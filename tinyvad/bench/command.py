@@ -27,6 +27,7 @@ from tinyvad.bench.tables import (
     to_csv,
     to_markdown,
 )
+from tinyvad.continual.matrix import average_final
 from tinyvad.errors import CheckFailed, InputError
 from tinyvad.files import write_bytes, write_text
 
@@ -134,7 +135,7 @@ def _curves(of_place: Sequence[Group], metric: str) -> list[Series]:
     for group in of_place:
         steps = range(len(group.runs[0].matrices[metric].steps))
         seen = [[run.matrices[metric].after(step) for run in group.runs] for step in steps]
-        means = [mean([float(v) for m in matrices for v in m.values[-1] if v == v]) for matrices in seen]
+        means = [mean([average_final(matrix) for matrix in matrices]) for matrices in seen]
         series.append(Series(group.label, [(step + 1, value) for step, value in zip(steps, means)]))
     return series
 
@@ -152,7 +153,7 @@ def _heat_map(group: Group, metric: str, note: str) -> Canvas:
     """R of the group's first run."""
     run = group.runs[0]
     matrix = run.matrices[metric]
-    values = [[None if v != v else float(v) for v in row] for row in matrix.values]
+    values = matrix.to_dict()["values"]
     order = f"order {run.values['order']}, seed {run.values['seed']}"
     return heat_map(values, matrix.steps, matrix.units, f"{metric}: {group.label}", f"{note}; {order}.")
 

@@ -16,9 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinyvad.backbones.source import open_backbone
 from tinyvad.bench.features import identity
-from tinyvad.continual.methods import settings_of
+from tinyvad.continual.base import Context
+from tinyvad.continual.methods import make_method, settings_of
 from tinyvad.continual.streams import Stream, make_stream
 from tinyvad.errors import InputError
 from tinyvad.images import Dataset, find_datasets
@@ -220,11 +223,16 @@ def _stream(path: Path, number: int, table: dict[str, Any]) -> tuple[StreamSpec,
     identity = _take(path, table, "task_identity", bool, False, where)
     schedule = _take(path, table, "schedule", list, [], where)
     for order in orders:
-        if isinstance(order, str) and re.fullmatch(r"alphabetical|given|shuffled \d+", order) is None:
+        if not _are_names(order) and re.fullmatch(r"alphabetical|given|shuffled \d+", str(order)) is None:
             raise InputError(
                 f"{path}: {where}.orders has {order!r}; write alphabetical, given, a list of names, or shuffled and a "
                 "number, such as 'shuffled 1'"
             )
+    if not _are_names(categories):
+        raise InputError(f"{path}: {where}.categories is {list(categories)}; expected a list of names")
+    for task in schedule:
+        if not isinstance(task, list) or not all(isinstance(step, list) and len(step) == 2 for step in task):
+            raise InputError(f"{path}: {where}.schedule has {task!r}; write a list of [name, strength] a task")
     default = f"{protocol} {categories[0]}" if protocol in ("drift", "variants") and categories else protocol
     name = _take(path, table, "name", str, default + (", task known" if identity else ""), where)
     steps = tuple(tuple((str(step[0]), step[1]) for step in task) for task in schedule)
@@ -258,9 +266,17 @@ def _methods(path: Path, number: int, table: dict[str, Any]) -> list[MethodSpec]
         if grid is not None and not (isinstance(grid, int) and 1 <= grid <= 128):
             raise InputError(f"{path}: {where}.grid is {grid!r}; choose 1 to 128 cells a side")
         settings = settings_of(name, chosen, f"{path}: {where}")
+        try:
+            make_method(name, Context(np.ones(1), 1), settings)
+        except InputError as error:
+            raise InputError(f"{path}: {where}: {error}") from error
         label = f"{name} ({words})" if words else name
         specs.append(MethodSpec(name, label, json.dumps(settings, sort_keys=True), grid))
     return specs
+
+
+def _are_names(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(value, str) for value in values)
 
 
 def _word(value: Any) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -88,6 +89,8 @@ def alone(job: Job) -> Done:
             return function(argument)
     except TinyvadError as error:
         return Done({}, {}, " ".join(str(error).split()))
+    except (OSError, MemoryError) as error:
+        return Done({}, {}, _line(error))
 
 
 def _on_cluster(jobs: Mapping[str, Job], address: str) -> Iterator[tuple[str, Done]]:
@@ -163,6 +166,7 @@ def _send(pipe: Connection, job: Job) -> None:
 
 def _serve(pipe: Connection) -> None:
     """A worker process: jobs in, results out, until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted terminal reaches all: the first process ends the others
     while True:
         try:
             job = pipe.recv()

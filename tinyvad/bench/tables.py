@@ -74,8 +74,8 @@ class Group:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of what is there; None of nothing."""
-    known = [value for value in values if value is not None]
+    """Mean of what is there, neither None nor NaN; None of nothing."""
+    known = [value for value in values if value is not None and not np.isnan(value)]
     return float(np.mean(known)) if known else None
 
 
@@ -207,12 +207,12 @@ def _facts(run: Run) -> Row:
 
 
 def _seen(matrix: ScoreMatrix, step: int) -> float | None:
-    return mean([float(value) for value in matrix.values[step] if not np.isnan(value)])
+    return mean(matrix.values[step].tolist())
 
 
 def _floors(run: Run, metrics: Sequence[str]) -> str:
     found = {
-        metric: mean([float(v) for v in chance if not np.isnan(v)])
+        metric: mean(chance.tolist())
         for metric in metrics
         if metric.endswith("F1Max") and (chance := run.matrices[metric].chance) is not None
     }

@@ -233,6 +233,8 @@ class Learner:
         firmware = self.folder / FIRMWARE_BANK
         if firmware.exists() and firmware.read_bytes() != now:
             write_bytes(firmware, now)
+        for path in firmware.parent.glob(f".{firmware.name}.*"):  # left by a writer that died
+            path.unlink()
         banks = [slot.bank for name in self.models for slot in slots.look(self.folder, name) if slot.bank is not None]
         named = {entry.get("state") for bank in banks for entry in bank.meta.get("tasks", [])}
         for path in (self.folder / slots.STATES).glob("*.npz"):

@@ -163,11 +163,21 @@ METHODS: dict[str, Entry] = {
 }
 
 
+_NUMBER, _TEXT = (int,), (str,)
+KINDS: dict[str, tuple[type, ...]] = {
+    "dimensions": _NUMBER, "bits": _NUMBER, "rows": _NUMBER, "max_candidates": _NUMBER, "subspaces": _NUMBER,
+    "per_image": _NUMBER, "auto_points": _NUMBER, "budget": (int, str), "tau": (int, float, str), "select": _TEXT,
+    "of": _TEXT, "route": _TEXT, "start": _TEXT, "codebooks": _TEXT, "when_full": _TEXT, "gate": _TEXT,
+    "log_determinant": (bool,), "per_task": (bool,),
+}  # fmt: skip
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
 def settings_of(name: str, given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """All settings of a method: what is given, defaults for the rest.
 
     Raises:
-        InputError: no such method, or a setting that it does not take; ``where`` says whose it is.
+        InputError: no such method, a setting that it does not take or of another type; ``where`` says whose it is.
     """
     if name not in METHODS:
         raise InputError(f"{where}: no continual method called {name!r}; there are {', '.join(METHODS)}")
@@ -175,6 +185,9 @@ def settings_of(name: str, given: Mapping[str, Any], where: str) -> dict[str, An
     for key in given:
         if key not in known:
             raise InputError(f"{where}: {name} takes no setting {key!r}; it takes {', '.join(known)}")
+        kinds, value = KINDS[key], given[key]
+        if not isinstance(value, kinds) or isinstance(value, bool) != (kinds == (bool,)):
+            raise InputError(f"{where}: {key} is {value!r}; expected {' or '.join(_WORDS[kind] for kind in kinds)}")
     return {**known, **given}
 
 

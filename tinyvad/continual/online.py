@@ -236,8 +236,10 @@ class OnlinePatchCore:
         """Whether the gate holds an image back; if so it is noted."""
         if self.gate is None or len(scores) < GATE_AFTER:
             return False
-        if bank.novelty(patches) <= (GATE_FACTOR * float(np.median(scores))) ** 2:
+        novelty = math.sqrt(bank.novelty(patches))
+        if novelty <= GATE_FACTOR * float(np.median(scores)):
             return False
+        scores[:] = [*scores, novelty][-GATE_WINDOW:]
         number = self.arrived - 1
         self.held_back.append(number)
         if self.gate == "quarantine" and len(self.quarantine) < QUARANTINE:

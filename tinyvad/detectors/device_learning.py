@@ -40,8 +40,9 @@ from tinyvad.errors import CheckFailed, InputError
 MADE_ANEW = ("CFG ", "THRS", "TASK", "PROT", "LADR", "BANK", "GOLD")
 TAKEN_OVER = ("LUT ", "TAPS", "STEP", "SCAL", "LRN ", "TEST", "META")
 NEEDED = ("TASK", "PROT", "LADR", "LRN ")  # of a bank that a device can learn on
-HEADER_BYTES, ENTRY_BYTES = 64, 32
+HEADER_BYTES, ENTRY_BYTES, PROGRAM_UNIT = 64, 32, 32
 LAST_GENERATION = 2**32 - 1
+LEARNER_BYTES, STORE_BYTES = 472, 24  # sizeof(tvad_learner) and of tvad_store with 32-bit pointers; a test compiles them
 
 
 class Settings(NamedTuple):
@@ -134,7 +135,7 @@ class DeviceLearner:
         """The next bank.
 
         Args:
-            slot_bytes: of a slot, None: LRN's.
+            slot_bytes: of the device's slot, None: LRN's; the bank may take no more than either.
 
         Raises:
             CheckFailed: nothing learnt, no next generation, or the bank does not fit the slot.
@@ -167,7 +168,9 @@ class DeviceLearner:
         required = [entry.tag for entry in kept if entry.required]
         next_header = replace(header, generation=header.generation + 1)
         data = write_bank(next_header, {tag: made.get(tag, sections[tag]) for tag in (e.tag for e in kept)}, required)
-        limit = self.settings.slot_bytes if slot_bytes is None else slot_bytes
+        limit = self.settings.slot_bytes
+        if slot_bytes is not None:
+            limit = min(limit, slot_bytes // PROGRAM_UNIT * PROGRAM_UNIT)
         if len(data) > limit:
             raise CheckFailed(f"new bank {len(data)} B > slot {limit} B; learn fewer rows, or build with larger slots")
         return data
@@ -257,7 +260,7 @@ def learning_bytes(cells: int, depth: int, channels: int, sections: int, rows: i
         cells: of the grid. depth: D. channels: of the last tapped tensor. sections: of the bank. rows: that it can add.
     """
     distances = max(4 * cells, HEADER_BYTES + ENTRY_BYTES * sections)  # later the new bank's header and table
-    return align(distances) + align(8 * channels) + align(max(2 * depth, 4 * channels)) + align(rows * depth)
+    return align(distances) + align(8 * channels) + align(max(2 * depth, 4 * channels)) + rows * depth
 
 
 def _gold(test: np.ndarray, gold: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
