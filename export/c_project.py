@@ -160,7 +160,7 @@ def _bank_sections(chip: Chip) -> list[str]:
         return [f"    .bank : {{ *(.bank) }} > {chip.flash.name}"]
     first, second = chip.slots
     return [
-        f"    .bank : {{ *(.bank) }} > {first.name}",
+        f"    .bank : {{ KEEP(*(.bank)) }} > {first.name}",
         f"    .slot : {{ FILL(0xFFFFFFFF) BYTE(0xFF) . = {second.size}; }} > {second.name}",
         f"    tvad_slot_0 = {first.base:#010x};",
         f"    tvad_slot_1 = {second.base:#010x};",

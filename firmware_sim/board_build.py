@@ -39,7 +39,7 @@ PARTS := $(filter-out obj/main.o,$(OBJECTS)) obj/board.o obj/semihosting.o
 {EMULATED}: $(PARTS) emulated.ld
 \t$(CC) $(LDFLAGS:link.ld=emulated.ld) $(PARTS) -o $@
 """
-_SECTIONS = (".vectors", ".model", ".bank", ".text", ".stack", ".data", ".bss", ".frame", ".arena")
+_SECTIONS = (".vectors", ".model", ".bank", ".slot", ".text", ".stack", ".data", ".bss", ".frame", ".learning", ".arena")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,8 @@ def build_board(build: Path, target: Target) -> Iterator[Board]:
     if line := missing_tools():
         raise InputError(f"the firmware {line}")
     firmware = read_firmware(build)
-    chip = chip_of(target, firmware.arena_bytes, 0 if firmware.camera is None else firmware.camera.nbytes)
+    frame_bytes = 0 if firmware.camera is None else firmware.camera.nbytes
+    chip = chip_of(target, firmware.arena_bytes, frame_bytes, firmware.slot_bytes, firmware.learning_bytes)
     if chip is None:
         raise InputError(f"target {target.label}: firmware is emulated for Cortex-M only, not for {target.core}")
     machine = machine_for(chip)

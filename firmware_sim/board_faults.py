@@ -18,9 +18,9 @@ _NEAR = 1 << 20  # bytes: farther off it is not called past the arena
 _PAGE = 4096  # bytes below the stack that are blamed on it
 
 
-def explain(board: Board, fault: Fault) -> str:
-    """One line for a person."""
-    text = command([f"{CROSS}nm", "-n", EMULATED], board.folder, f"cannot read {EMULATED}")
+def explain(board: Board, fault: Fault, elf: str = EMULATED) -> str:
+    """One line for a person; ``elf``: the program that ran."""
+    text = command([f"{CROSS}nm", "-n", elf], board.folder, f"cannot read {elf}")
     symbols = [(int(a, 16), kind, name) for a, kind, name in re.findall(r"^(\w+) (\w) (\S+)$", text, re.MULTILINE)]
     place = {name: address for address, _, name in symbols}
     functions = [(address, name) for address, kind, name in symbols if kind in "tTW"]

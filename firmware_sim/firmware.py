@@ -30,6 +30,7 @@ class Firmware:
         folder: with model.c. slots: its layers in order, and what each is. taps: names of the tapped tensors.
         camera: None where it writes the network's input itself.
         arena_bytes: RAM that tvad_run takes. packed_for: 'scalar' or 'mve', as ``layer_of`` has it.
+        slot_bytes, learning_bytes: of a slot and of learning's workspace; 0 where the device does not learn.
     """
 
     folder: Path
@@ -38,6 +39,8 @@ class Firmware:
     camera: Camera | None
     arena_bytes: int
     packed_for: str
+    slot_bytes: int = 0
+    learning_bytes: int = 0
 
 
 def read_firmware(build: Path) -> Firmware:
@@ -57,6 +60,7 @@ def read_firmware(build: Path) -> Firmware:
     try:
         arena_bytes = numbers["TVAD_ARENA_BYTES"]
         width, height = numbers["TVAD_FRAME_WIDTH"], numbers["TVAD_FRAME_HEIGHT"]
+        slot_bytes, learning = (numbers.get(name, 0) for name in ("TVAD_SLOT_BYTES", "TVAD_LEARN_BYTES"))
         form = next(name for name, constant in FORMATS.items() if constant == facts["TVAD_FRAME_FORMAT"])
     except (KeyError, StopIteration) as error:
         raise InputError(f"{folder / 'model.h'}: {error} is missing; make the build again") from error
@@ -64,7 +68,7 @@ def read_firmware(build: Path) -> Firmware:
     graph = import_tflite((build / BACKBONES["int8"]).read_bytes())
     grid = open_bank(build / BANKS["int8"]).header.grid_size
     slots = layer_slots(graph, (int(grid[0]), int(grid[1])), "scalar", camera)
-    return Firmware(folder, slots, tuple(graph.outputs), camera, arena_bytes, packed_for)
+    return Firmware(folder, slots, tuple(graph.outputs), camera, arena_bytes, packed_for, slot_bytes, learning)
 
 
 def pictures(firmware: Firmware, images: np.ndarray) -> np.ndarray:

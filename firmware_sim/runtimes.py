@@ -94,9 +94,13 @@ def model_flash_bytes(graph: Graph, schedule: Schedule, packed_for: str = "scala
 
 
 def tinyvad_needs(
-    schedule: Schedule, model: ModelFlash, bank_bytes: int, target: Target, frame: str | None = None
+    schedule: Schedule, model: ModelFlash, bank_bytes: int, target: Target, frame: str | None = None, learning: int = 0
 ) -> Needs:
-    """What our C runtime keeps in RAM and flash; ``frame`` as for ``budget.frame_bytes``."""
+    """What our C runtime keeps in RAM and flash.
+
+    Args:
+        frame: as for ``budget.frame_bytes``. learning: bytes of workspace of a device that learns, 0 of one that does not.
+    """
     own = core_figures(target)
     flash = [
         Item("weights", model.weights, "exact", "packed for the kernels, read in place", column=COLUMNS[2]),
@@ -107,7 +111,7 @@ def tinyvad_needs(
         Item("start-up", own["startup"], own["kind"], f"vectors, main, C library: {own['source']}"),
         Item("application", target.reserve.flash, "estimated", "reserve of the target preset"),
     ]
-    return Needs([arena_item(schedule), *ram_besides_arena(target, frame)], flash)
+    return Needs([arena_item(schedule), *ram_besides_arena(target, frame, learning)], flash)
 
 
 def arena_item(schedule: Schedule) -> Item:
@@ -121,10 +125,12 @@ def arena_item(schedule: Schedule) -> Item:
     return Item("arena", schedule.arena_bytes, "exact", note, parts=parts)
 
 
-def ram_besides_arena(target: Target, frame: str | None = None) -> list[Item]:
+def ram_besides_arena(target: Target, frame: str | None = None, learning: int = 0) -> list[Item]:
     """What else a build with our C runtime keeps in RAM."""
     own = core_figures(target)
+    workspace = Item("learning", learning, "exact", "rows of a new product, distances, signature: tvad_learn_bytes")
     return [
+        *([workspace] if learning else []),
         Item("runtime stack", own["stack"], own["kind"], f"of tvad_run on a {own['core']}: {own['source']}"),
         Item("static data", own["static"], own["kind"], f".data and .bss besides: {own['source']}"),
         *reserved_ram(target, frame, "application stack"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +19,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tinyvad.backbones.source import open_backbone
+from tinyvad.bench.cell import run_cell
 from tinyvad.bench.command import bench_continual
 from tinyvad.bench.features import Pictures, cached, open_network, open_taps
+from tinyvad.bench.grid import load_grid
 from tinyvad.build import build
 from tinyvad.cli import main
 from tinyvad.continual.matrix import ScoreMatrix
 from tinyvad.continual.streams import class_incremental
 from tinyvad.demo import render_demo
-from tinyvad.errors import CheckFailed
+from tinyvad.errors import CheckFailed, InputError
 from tinyvad.evaluate import evaluate
 from tinyvad.images import find_datasets
 from tinyvad.model import load
@@ -268,6 +272,17 @@ def test_a_cell_that_fails_is_told_and_the_others_are_kept(finished: Path, tmp_p
     assert len(rows(path.parent / "out" / "tables" / "summary.csv")) == 2
 
 
+def test_a_worker_with_other_data_or_weights_says_so(finished: Path, tmp_path: Path) -> None:
+    """A cell's name promises what it was made of; a worker on another machine may have something else."""
+    cell = load_grid(finished / "grid.toml").cells[0]
+    shutil.copytree(finished / "data", tmp_path / "data", copy_function=shutil.copyfile)  # without times of change
+    with pytest.raises(InputError, match="holds other images here, or with other times of change"):
+        run_cell(dataclasses.replace(cell, data=str(tmp_path / "data")))
+    other = dataclasses.replace(cell.backbone, source="00")
+    with pytest.raises(InputError, match="backbone filter-bank has other weights here"):
+        run_cell(dataclasses.replace(cell, backbone=other))
+
+
 # --- features
 
 
@@ -275,13 +290,13 @@ def test_features_are_those_of_a_rehearsal_and_made_once(data: Path, tmp_path: P
     stream = class_incremental(find_datasets(data))
     unit = stream.units[0]
     good = Pictures(unit, unit.dataset.train_good, data, 0)
-    network = open_network("filter-bank", SIZE, [good], tmp_path)
+    network = open_network("filter-bank", "", SIZE, [good], tmp_path)
     taps = open_taps(network, good, tmp_path)
     rehearsal = Rehearsal(open_backbone("filter-bank"), SIZE, unit.dataset)
     for ours, theirs in zip(next(taps.batches()), next(rehearsal.good.batches()), strict=True):
         assert np.array_equal(ours, theirs)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    again = open_taps(open_network("filter-bank", SIZE, [good], tmp_path), good, tmp_path)
+    again = open_taps(open_network("filter-bank", "", SIZE, [good], tmp_path), good, tmp_path)
     assert again.count == taps.count == 8
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.suffix != ".lock"} == {
         path: time for path, time in files.items() if path.suffix != ".lock"

@@ -130,6 +130,7 @@ def test_a_cell_is_plain_data_for_other_processes(folder: Path) -> None:
         ('protocol = "class"', 'protocol = "class"\ncategories = ["a", "b"]', "order c, a, b must name each of a, b once"),
         ('protocol = "class"', 'protocol = "class"\ncategories = "a"', r"categories is 'a'; expected a list"),
         ('protocol = "class"', 'protocol = "class"\ncategories = [1]', r"categories is \[1\]; expected a list of names"),
+        ('["alphabetical", "shuffled 2", ["c", "a", "b"]]', "[]", r"streams\[0\].orders is empty"),
         ('["c", "a", "b"]', "[1]", r"orders has \[1\]; write alphabetical"),
         ('["c", "a", "b"]', "4", r"orders has 4; write alphabetical"),
         ('protocol = "class"', 'protocol = "class"\nschedule = [["blur", 1]]', r"schedule has \['blur', 1\]; write a list"),

@@ -18,7 +18,7 @@ from tinyvad.continual.growing_bank import (
     nearest_reference,
     separated_reference,
 )
-from tinyvad.continual.online import GATE_AFTER, QUARANTINE, OnlinePatchCore
+from tinyvad.continual.online import GATE_AFTER, GATE_WINDOW, QUARANTINE, OnlinePatchCore
 from tinyvad.detectors.coreset import farthest_first
 from tinyvad.detectors.online import online_update
 from tinyvad.detectors.product_quantizer import fit_quantizer
@@ -144,7 +144,8 @@ def test_a_limit_of_rows_an_image():
     assert method.growth == [(i + 1, 2 * (i + 1)) for i in range(9)]
     # the two are the first of the greedy order over bank and image, not the two farthest from the bank
     rows = method.state()["bank_0"]
-    np.testing.assert_array_equal(rows[:2], stream[0].reshape(-1, 12)[farthest_first(stream[0].reshape(-1, 12), 2, 0).order])
+    first = stream[0].reshape(-1, 12)
+    np.testing.assert_array_equal(rows[:2], first[farthest_first(first, 2, start=0).order])
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.float32])
@@ -309,12 +310,12 @@ def test_a_shared_bank_needs_no_labels():
 
 @pytest.mark.parametrize("per_task", [False, True])
 def test_the_gate_keeps_anomalous_images_out(per_task):
-    good, bad = images(40, spread=4), images(12, 5, spread=4)
+    good, bad = images(40, spread=4), images(8, 5, spread=4)
     bad[:, 1, 1] = 100
     method = OnlinePatchCore(CONTEXT, 100, gate="quarantine", per_task=per_task)
     method.learn("a", [good[:20], bad[:1], good[20:30], bad[1:], good[30:]])
-    assert method.held_back == [20, *range(31, 42)]
-    assert [number for number, _, _ in method.quarantine] == method.held_back[:QUARANTINE]
+    assert method.held_back == [20, *range(31, 38)]
+    assert [number for number, _, _ in method.quarantine] == method.held_back
     assert method.score(bad).maps.max((1, 2)).min() > 4 * method.score(good).maps.max()
     before = method.nbytes()
     assert method.release(20) > 0
@@ -324,10 +325,20 @@ def test_the_gate_keeps_anomalous_images_out(per_task):
         method.release(20)
     skipping = OnlinePatchCore(CONTEXT, 100, gate="skip", per_task=per_task)
     skipping.learn("a", [good[:20], bad, good[20:]])
-    assert skipping.held_back == list(range(20, 32)) and not skipping.quarantine
+    assert skipping.held_back == list(range(20, 28)) and not skipping.quarantine
     clean = OnlinePatchCore(CONTEXT, 100, per_task=per_task)
     clean.learn("a", [good])
     np.testing.assert_array_equal(skipping.state()["bank_0"], clean.state()["bank_0"])
+
+
+def test_a_product_that_has_changed_opens_the_gate():
+    good, other = images(30, spread=4), images(30, 5, centre=60, spread=4)
+    method = OnlinePatchCore(CONTEXT, 100, gate="quarantine")
+    method.learn("a", [good, other])
+    assert method.held_back == list(range(30, 30 + len(method.held_back)))
+    assert len(method.quarantine) == QUARANTINE <= len(method.held_back) <= GATE_WINDOW // 2 + 1
+    assert method.score(other).maps.max() < method.score(images(1, 9, centre=60, spread=40)).maps.max()
+    assert method.arrived == 60
 
 
 def test_the_gate_is_open_until_it_has_a_limit():
@@ -405,7 +416,7 @@ def test_memory_does_not_grow_with_the_images(when_full):
 
 
 def test_wrong_use():
-    with pytest.raises(InputError, match="'drop'.*use one of"):
+    with pytest.raises(InputError, match="'drop', tau 0; use"):
         OnlinePatchCore(CONTEXT, when_full="drop").learn("a", [images(1)])
     with pytest.raises(CheckFailed, match="0 rows"):
         OnlinePatchCore(CONTEXT, 0).learn("a", [images(1)])

@@ -57,7 +57,7 @@ def test_selection_anew_from_a_fixed_start_is_the_cut(dtype):
 
 
 def test_quantised_selection_anew_is_the_cut_for_tasks_selected_among_decoded_vectors():
-    codes = Codes(4, 4)
+    codes = Codes(4, 4, "first")
     plus = taught(PatchCorePlus(CONTEXT, Budget(rows=120), codes))
     again = taught(PatchCoreCL(CONTEXT, Budget(rows=120), codes))
     for cut, chosen in zip(plus.memories[1:], again.memories[1:], strict=True):
@@ -72,7 +72,7 @@ def test_selection_anew_from_another_start_is_not_the_cut():
     assert same(drawn.state(), repeated.state())
 
 
-@pytest.mark.parametrize("codes", [None, Codes(4, 4), Codes(4, 4, "seen"), Codes(4, 4, "own")])
+@pytest.mark.parametrize("codes", [None, Codes(4, 4, "first"), Codes(4, 4, "seen"), Codes(4, 4, "own")])
 @pytest.mark.parametrize("kind", [PatchCorePlus, PatchCoreCL])
 def test_banks_stay_in_the_budget_and_hold_their_tasks_patches(kind, codes):
     method = kind(CONTEXT, Budget(rows=100), codes)
@@ -172,7 +172,7 @@ def test_fine_tuning_forgets_and_joint_does_not():
 
 
 @pytest.mark.parametrize("name", list(KINDS))
-@pytest.mark.parametrize("codes", [None, Codes(4, 4), Codes(4, 4, "seen"), Codes(4, 4, "own")])
+@pytest.mark.parametrize("codes", [None, Codes(4, 4, "first"), Codes(4, 4, "seen"), Codes(4, 4, "own")])
 def test_learning_on_from_a_saved_state_is_never_having_stopped(name, codes):
     def make():
         return KINDS[name](CONTEXT, Budget(rows=100), codes)
@@ -192,7 +192,7 @@ def test_learning_on_from_a_saved_state_is_never_having_stopped(name, codes):
     np.testing.assert_array_equal(whole.score(probe).maps, resumed.score(probe).maps)
 
 
-@pytest.mark.parametrize("codes", [None, Codes(4, 4), Codes(4, 4, "seen"), Codes(4, 4, "own")])
+@pytest.mark.parametrize("codes", [None, Codes(4, 4, "first"), Codes(4, 4, "seen"), Codes(4, 4, "own")])
 def test_more_images_of_an_old_task_extend_its_bank(codes):
     method = taught(PatchCorePlus(CONTEXT, Budget(rows=120), codes), 3)
     before = method.memories[1].rows

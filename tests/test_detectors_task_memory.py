@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyvad.detectors.coreset import farthest_first, farthest_first_reference
-from tinyvad.detectors.nearest import PatchCoreLiteScorer, PatchCoreScorer
+from tinyvad.detectors.nearest import PatchCoreLiteScorer
 from tinyvad.detectors.patchcore import PatchCore
 from tinyvad.detectors.product_quantizer import ProductQuantizer, fit_quantizer
 from tinyvad.detectors.task_memory import (
-    TaskMemory,
     cut,
     extend,
     ladder,
@@ -23,10 +22,8 @@ from tinyvad.detectors.task_memory import (
     nested_scores,
     select,
     shares,
-    stack,
     stack_ladders,
     threshold_at,
-    unstack,
 )
 from tinyvad.errors import CheckFailed, InputError
 from tinyvad.fitting import threshold_of
@@ -180,52 +177,3 @@ def test_a_cut_task_takes_the_threshold_of_the_next_smaller_size():
     np.testing.assert_array_equal(stacked, [[[10, 50], [7, 60], [5, 70]], [[10, 50]] * 3])
     assert stacked.dtype == np.uint32
     np.testing.assert_array_equal(ladder_of_scores([3, 2], np.array([[1, 2], [3, 9]]), threshold_of), [[3, 3], [2, 10]])
-
-
-@pytest.mark.parametrize("coded", [False, True])
-def test_sections_there_and_back(rng, quantizer, coded):
-    coder = quantizer if coded else None
-    memories = [select([maps(rng, 5 + i, 20 * i)], 20 - i, 1000, 0, coder) for i in range(3)]
-    sections = stack(memories, coder, 0.25)
-    np.testing.assert_array_equal(sections["TASK"], [[0, 20, 5, 0], [20, 19, 6, 0], [39, 18, 7, 0]])
-    assert sections["TASK"].dtype == np.int32
-    scorer = (PatchCoreLiteScorer if coded else PatchCoreScorer).from_sections(sections, 12)
-    probe = maps(rng, 3)
-    expected = squared(probe.reshape(-1, 12), np.concatenate([m.rows for m in memories])).min(1).reshape(3, 3, 4)
-    np.testing.assert_array_equal(scorer.score(probe), expected)
-    back, found, unit = unstack(sections, 12)
-    assert unit == 0.25 and (found is None) != coded
-    for memory, again in zip(memories, back, strict=True):
-        np.testing.assert_array_equal(again.rows, memory.rows)
-        assert again.images == memory.images
-    again = stack(back, found, unit)
-    assert again.keys() == sections.keys()
-    assert all(again[tag].tobytes() == sections[tag].tobytes() for tag in sections)
-
-
-def test_a_bank_without_tasks_is_one_task(rng):
-    memory = select([maps(rng, 5)], 20, 1000, 0)
-    sections = stack([memory], None)
-    del sections["TASK"]
-    (back,), _, _ = unstack(sections, 12, images=5)
-    np.testing.assert_array_equal(back.rows, memory.rows)
-    assert back.images == 5
-
-
-@pytest.mark.parametrize("table", [[[0, 20, 1, 0]], [[0, 10, 1, 0], [11, 9, 1, 0]], [[0, 20, 1, 0], [20, 0, 1, 0]]])
-def test_tasks_that_do_not_follow_each_other_are_refused(rng, table):
-    sections = stack([select([maps(rng, 5)], 19, 1000, 0)], None)
-    sections["TASK"] = np.array(table, np.int32)
-    with pytest.raises(InputError, match="section TASK"):
-        unstack(sections, 12)
-
-
-def test_stack_refuses_what_is_no_bank(rng, quantizer):
-    plain = select([maps(rng, 5)], 19, 1000, 0)
-    for memories, coder in [([], None), ([TaskMemory(plain.rows[:0], 1)], None)]:
-        with pytest.raises(InputError, match="needs a task"):
-            stack(memories, coder)
-    study = select([maps(rng, 5, dtype=np.float32)], 19, 1000, 0)
-    for memories, coder in [([plain], quantizer), ([study], None)]:
-        with pytest.raises(InputError, match="hold int8 rows"):
-            stack(memories, coder)

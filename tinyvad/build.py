@@ -30,13 +30,14 @@ import numpy as np
 from PIL import Image
 
 from tinyvad import fitting
-from tinyvad.bank import Header
+from tinyvad.bank import Header, read_bank
 from tinyvad.build_report import BuildFacts, make_cases, make_report
 from tinyvad.calibration import CALIBRATION_IMAGES, quantize_on
 from tinyvad.choosing import Choice, Chooser
 from tinyvad.continual.learn import KEYS, image_key, pack_state, state_name
 from tinyvad.detectors import METHODS, Scorer
 from tinyvad.detectors.bank_tasks import BankTask, Learning, bank_of_tasks
+from tinyvad.detectors.device_learning import workspace_bytes
 from tinyvad.detectors.nearest import PatchCoreScorer
 from tinyvad.detectors.routing import prototype, signatures
 from tinyvad.detectors.task_gaussians import TaskStatistics
@@ -235,11 +236,11 @@ class _Build:
             report = self.finish(folder, files, fitted)
         return Built(out, report)
 
-    def schedule(self, memory: ScorerMemory) -> Schedule | None:
-        """The memory plan of our runtime; None where TFLM runs the network."""
+    def schedule(self, memory: ScorerMemory, learning: int = 0) -> Schedule | None:
+        """The memory plan of our runtime beside the workspace of learning; None where TFLM runs the network."""
         if self.project.runtime == "tflm":
             return None
-        return plan_memory(self.network, memory, self.project, self.target)
+        return plan_memory(self.network, memory, self.project, self.target, learning)
 
     def bank_limit(self) -> int | None:
         """Bytes that the bank may take, before the scorer is known."""
@@ -330,15 +331,17 @@ class _Build:
             self.write_banks(folder, files, fitted)
         exact = fitted["int8"]
         memory = scorer_memory([(*tap.size, tap.channels) for tap in exact.embedding.taps], self.plan.grid, exact.scorer)
-        schedule, budget = self.schedule(memory), None
         bank = (folder / BANKS["int8"]).read_bytes()
+        learning = workspace_bytes(read_bank(bank, BANKS["int8"]))
+        schedule, budget = self.schedule(memory, learning), None
         if self.target is not None:
             size = len(bank) if self.project.tasks == 1 else self.slot_bytes()
             stored = bank_in_flash(size, self.project.tasks, self.target)
-            budget = needs(self.network, memory, schedule, stored, self.target, self.project.frame).on(self.target)
+            all_needs = needs(self.network, memory, schedule, stored, self.target, self.project.frame, learning)
+            budget = all_needs.on(self.target)
             budget.check("use a smaller --image-size, --grid or --bank-bytes, or a larger --target")
         if schedule is not None:
-            self.write_firmware(folder / FIRMWARE, schedule, bank)
+            self.write_firmware(folder / FIRMWARE, schedule, bank, learning)
         manifest = _read_json(folder / MANIFEST)
         verification = verify(folder, progress=lambda done, total: self.tell("compare engines", done, total))
         if not verification["ok"]:
@@ -353,10 +356,13 @@ class _Build:
         _write_json(folder / MANIFEST, {**manifest, "files": _hashes(folder)})
         return report
 
-    def write_firmware(self, folder: Path, schedule: Schedule, bank: bytes) -> None:
+    def write_firmware(self, folder: Path, schedule: Schedule, bank: bytes, learning: int) -> None:
         """The C project, and the same bank once more, so that it compiles wherever it is copied to."""
         frame = self.project.frame
-        chip = None if self.target is None else chip_of(self.target, schedule.arena_bytes, budgets.frame_bytes(frame))
+        chip = None
+        if self.target is not None:
+            slot = self.slot_bytes() if self.project.tasks > 1 else 0
+            chip = chip_of(self.target, schedule.arena_bytes, budgets.frame_bytes(frame), slot, learning)
         camera = None
         if frame is not None:
             height, width, form = budgets.parse_frame(frame)
@@ -391,6 +397,7 @@ class _Build:
             input_size=(self.preprocessing.height, self.preprocessing.width),
             grid_size=fitted.embedding.grid,
             taps=len(fitted.embedding.taps),
+            updatable=self.project.tasks > 1,
         )
         scores = fitted.scorer.score(fitted.golden[None])[0]  # (H, W)
         cells = np.unique(np.linspace(0, scores.size - 1, SELF_TEST_CELLS).round().astype(int))

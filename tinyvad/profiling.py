@@ -14,6 +14,7 @@ from typing import Any
 
 from tinyvad.backbones.source import warnings_about
 from tinyvad.detectors import Scorer, check_bank, score_bytes
+from tinyvad.detectors.device_learning import workspace_bytes
 from tinyvad.errors import InputError
 from tinyvad.firmware_sim import latency, runtimes
 from tinyvad.firmware_sim.budget import parse_frame
@@ -29,6 +30,7 @@ from tinyvad.report import profile as formats
 from tinyvad.report.growth import compare_all
 from tinyvad.report.junit import to_junit
 from tinyvad.sizing import Network, arena_limit, bank_in_flash, plan_memory, scorer_memory
+from tinyvad.slots import current
 
 ALL = "all"
 RUNTIMES = (*runtimes.RUNTIMES, "both")
@@ -48,6 +50,7 @@ class Loaded:
     tap_rows: Any  # (n, 8) int32, section TAPS
     grid: tuple[int, int]
     bank_bytes: int
+    learning: int  # workspace of learning on the device
     schedules: dict[tuple[str | None, int, str], Schedule] = field(default_factory=dict)  # by frame, room, packing
     arenas: dict[tuple[bool, Isa], Arena] = field(default_factory=dict)
     flashes: dict[tuple[str, int], runtimes.ModelFlash] = field(default_factory=dict)  # by packing and steps
@@ -69,17 +72,16 @@ def load_build(folder: Path) -> Loaded:
     Raises:
         InputError: no build, or a damaged file of it.
     """
-    from tinyvad.bank import open_bank
-
     manifest = read_manifest(folder)
-    bank = open_bank(folder / "bank.tvb")
+    bank = current(folder)
     rows, scorers = check_bank(bank)
     path = folder / "backbone.tflite"
     file = read_tflite(path)
     grid = (int(bank.header.grid_size[0]), int(bank.header.grid_size[1]))
     return Loaded(
-        folder, manifest, import_tflite(path.read_bytes()), file, arena(file), scorers.largest, rows, grid, bank.nbytes
-    )
+        folder, manifest, import_tflite(path.read_bytes()), file, arena(file), scorers.largest, rows, grid, bank.nbytes,
+        workspace_bytes(bank),
+    )  # fmt: skip
 
 
 def profile(
@@ -162,7 +164,10 @@ def _figures(loaded: Loaded, target: Target, runtime: str, frame: str | None) ->
         key = packing, len(schedule.steps)
         if key not in loaded.flashes:
             loaded.flashes[key] = runtimes.model_flash_bytes(loaded.graph, schedule, packing)
-        needs = runtimes.tinyvad_needs(schedule, loaded.flashes[key], loaded.bank_in_flash(target), target, frame)
+        needs = runtimes.tinyvad_needs(
+            schedule, loaded.flashes[key], loaded.bank_in_flash(target), target, frame,
+            loaded.learning,
+        )  # fmt: skip
         memory = runtimes.plan_facts(schedule)
         time = latency.estimate_runtime(_work(loaded, frame), target)
     return {"runtime": runtime, "budget": needs.on(target).to_dict(), "memory": memory, "latency": time}
@@ -178,13 +183,15 @@ def _arena(loaded: Loaded, target: Target) -> Arena:
 
 def _schedule(loaded: Loaded, target: Target, frame: str | None) -> Schedule:
     """The plan that a build for the target gets; targets with as much room for an arena share it."""
-    key = frame, arena_limit(target, frame), runtimes.packing_of(target)
+    key = frame, arena_limit(target, frame, loaded.learning), runtimes.packing_of(target)
     if key not in loaded.schedules:
         taps = [(int(row[0]), int(row[1]), int(row[2])) for row in loaded.tap_rows]
         memory = scorer_memory(taps, loaded.grid, loaded.scorer)
         strategy = loaded.manifest["settings"].get("plan", "auto")
         network = Network(loaded.graph, loaded.file, loaded.arena)
-        loaded.schedules[key] = plan_memory(network, memory, Project(frame=frame, plan=strategy), target)
+        loaded.schedules[key] = plan_memory(
+            network, memory, Project(frame=frame, plan=strategy), target, loaded.learning
+        )
     return loaded.schedules[key]
 
 

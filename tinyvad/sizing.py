@@ -94,12 +94,12 @@ def expected_scorer_memory(taps: Sequence[Tensor], grid: int | None) -> ScorerMe
     return ScorerMemory(cells, embed, SCORER_BYTES, SCORER_BYTES + 4 * cells[0] * cells[1])
 
 
-def arena_limit(target: Target, frame: str | None) -> int:
+def arena_limit(target: Target, frame: str | None, learning: int = 0) -> int:
     """Bytes that an arena of our runtime may have on a target: the largest span on the chip, once all else is placed.
 
     Memory outside the chip counts only where there is no other: a plan of row bands in fast memory beats whole maps there.
     """
-    items = runtimes.tinyvad_needs(_NO_SCHEDULE, _NO_MODEL, 0, target, frame).ram
+    items = runtimes.tinyvad_needs(_NO_SCHEDULE, _NO_MODEL, 0, target, frame, learning).ram
     placed = budgets.make_budget(target, [item for item in items if item.owner != "arena"], [])
     blocks = [span for span in spans(target, RAM_KINDS) if set(span.kinds) <= ON_CHIP] or spans(target, RAM_KINDS)
     free = {span.name: span.size for span in blocks}
@@ -113,9 +113,11 @@ _NO_SCHEDULE = Schedule("layerwise", (), {}, 0, 0, 0, ())
 _NO_MODEL = runtimes.ModelFlash(0, 0, 0)
 
 
-def plan_memory(network: Network, memory: ScorerMemory, project: Project, target: Target | None) -> Schedule:
+def plan_memory(
+    network: Network, memory: ScorerMemory, project: Project, target: Target | None, learning: int = 0
+) -> Schedule:
     """The memory plan of our runtime: as set, or the fastest that fits the target (without one: in place)."""
-    limit = None if target is None else arena_limit(target, project.frame)
+    limit = None if target is None else arena_limit(target, project.frame, learning)
     strategy = project.plan
     if strategy == "patch":
         limit = None  # asked for by name, it is the smallest
@@ -126,14 +128,20 @@ def plan_memory(network: Network, memory: ScorerMemory, project: Project, target
 
 
 def needs(
-    network: Network, memory: ScorerMemory, schedule: Schedule | None, bank_bytes: int, target: Target, frame: str | None
+    network: Network,
+    memory: ScorerMemory,
+    schedule: Schedule | None,
+    bank_bytes: int,
+    target: Target,
+    frame: str | None,
+    learning: int = 0,
 ) -> runtimes.Needs:
-    """RAM and flash of a build; ``schedule`` None: TFLM runs the network."""
+    """RAM and flash of a build; ``schedule`` None: TFLM runs the network. ``learning``: the workspace for it, bytes."""
     if schedule is None:
         planned = runtimes.tflm_arena(network.file, target)
         return runtimes.tflm_needs(planned, network.file.size, memory.alone, bank_bytes, target, frame)
     model = runtimes.model_flash_bytes(network.graph, schedule, runtimes.packing_of(target))
-    return runtimes.tinyvad_needs(schedule, model, bank_bytes, target, frame)
+    return runtimes.tinyvad_needs(schedule, model, bank_bytes, target, frame, learning)
 
 
 def bank_in_flash(bank_bytes: int, tasks: int, target: Target | None) -> int:

@@ -29,4 +29,8 @@ void board_paint_stack(void);                         /* mark what is free below
 uint32_t board_stack_used(void);                      /* bytes below the caller of board_paint_stack that were written */
 void board_break_fence(uint32_t which);               /* 1: behind the arena, 2: below the stack, 3: flash, 4: unaligned */
 
+/* The driver of flash, which nobody else may write: 0 for success; programming what is not erased is an error. */
+int board_flash_erase(const uint8_t *from, size_t nbytes);
+int board_flash_program(const uint8_t *to, const void *data, size_t nbytes);
+
 #endif

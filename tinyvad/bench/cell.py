@@ -20,16 +20,17 @@ from typing import Any
 import numpy as np
 
 from tinyvad.bench.features import Network, Pictures, SeveralTaps, open_network, open_taps
-from tinyvad.bench.grid import Cell, open_stream
+from tinyvad.bench.grid import Cell, StreamSpec, data_key_of, open_stream
 from tinyvad.bench.run import Done
 from tinyvad.continual.base import Context, ContinualMethod
 from tinyvad.continual.matrix import ScoreMatrix
 from tinyvad.continual.methods import make_method
 from tinyvad.continual.streams import Stream, Unit, mask_of
 from tinyvad.embedding import Embedding
+from tinyvad.errors import InputError
 from tinyvad.evaluate import quality
 from tinyvad.fitting import MethodPlan, TapStore, make_embedding
-from tinyvad.images import Dataset, find_datasets
+from tinyvad.images import find_datasets
 from tinyvad.metrics import f1_floor
 from tinyvad.model import upsample
 
@@ -59,7 +60,7 @@ class Tested:
 
 @dataclass
 class Results:
-    """What is noted after each step; ``values`` (T, U) a metric, ``counts`` a row a unit: how often each task was chosen."""
+    """What is noted after each step; ``values`` (T, U) a metric; ``counts`` a row a unit: images that each task got."""
 
     values: dict[str, np.ndarray]
     routing: list[float | None] = field(default_factory=list)
@@ -76,10 +77,10 @@ def run_cell(cell: Cell) -> Done:
     """
     clock = Clock()
     root, cache = Path(cell.data), Path(cell.cache)
-    stream = open_stream(cell.stream, cell.order, cell.seed, datasets_of(root))
+    stream = stream_of(cell.stream, cell.order, cell.seed, root, cell.data_key)
     good = [Pictures(unit, unit.dataset.train_good, root, stream.seed) for unit in stream.units]
     first = [pictures for pictures, step in zip(good, stream.step_of) if step == 0]
-    network = open_network(cell.backbone.name, cell.backbone.image_size, first, cache)
+    network = open_network(cell.backbone.name, cell.backbone.source, cell.backbone.image_size, first, cache)
     stores = [open_taps(network, pictures, cache) for pictures in good]
     learnt = [
         SeveralTaps([store for store, owner in zip(stores, stream.step_of) if owner == step])
@@ -164,10 +165,20 @@ class Clock:
         self._last = now
 
 
-@lru_cache(maxsize=2)
-def datasets_of(root: Path) -> list[Dataset]:
-    """The categories, looked up once a process."""
-    return find_datasets(root)
+@lru_cache(maxsize=4)
+def stream_of(spec: StreamSpec, order: str | tuple[str, ...], seed: int, root: Path, data_key: str) -> Stream:
+    """A cell's stream, looked up once a process.
+
+    Raises:
+        InputError: this machine's data are others than those that the grid was read with.
+    """
+    stream = open_stream(spec, order, seed, find_datasets(root))
+    if data_key_of(root, stream) != data_key:
+        raise InputError(
+            f"{root} holds other images here, or with other times of change, than where the grid was read: share the "
+            "folder, or copy it with its times; if it has just changed, run again"
+        )
+    return stream
 
 
 def embedding_of(first: TapStore, network: Network, cell: Cell) -> Embedding:

@@ -27,6 +27,7 @@ from tinyvad.calibration import CALIBRATION_IMAGES, quantize_on
 from tinyvad.continual.streams import Unit, unit_images
 from tinyvad.engines import threads
 from tinyvad.engines.int8 import Int8Engine
+from tinyvad.errors import InputError
 from tinyvad.export.onnx import to_onnx
 from tinyvad.export.tflite import to_tflite
 from tinyvad.fitting import TapStore
@@ -109,13 +110,16 @@ class SeveralTaps(TapStore):
             yield from store.batches()
 
 
-def open_network(name: str, size: int, first: Sequence[Pictures], cache: Path) -> Network:
+def open_network(name: str, sha256: str, size: int, first: Sequence[Pictures], cache: Path) -> Network:
     """The network quantised on up to ``CALIBRATION_IMAGES`` of the first task's good images, evenly chosen.
 
+    Args:
+        name: of the backbone, or its file. sha256: of its weights, '' where there is no file of them.
+
     Raises:
-        InputError: no such backbone, or an image can't be read.
+        InputError: no such backbone, one with other weights, or an image can't be read.
     """
-    backbone = _backbone(name)
+    backbone = _backbone(name, sha256)
     preprocessing = Preprocessing(size, size, backbone.mean, backbone.std)
     graph = backbone.graph_at(size)
     chosen = _evenly(first, CALIBRATION_IMAGES)
@@ -207,8 +211,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @lru_cache(maxsize=4)
-def _backbone(name: str) -> Backbone:
-    return open_backbone(name)
+def _backbone(name: str, sha256: str) -> Backbone:
+    backbone = open_backbone(name)
+    if (backbone.sha256 or "") != sha256:
+        raise InputError(f"backbone {name} has other weights here than where the grid was read: use one file everywhere")
+    return backbone
 
 
 def _hash(*words: str) -> str:

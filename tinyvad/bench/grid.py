@@ -183,13 +183,11 @@ def load_grid(path: Path) -> Grid:
             if names.count(name) > 1:
                 raise InputError(f"{path}: {what} has {name!r} twice; leave one out, or give streams a name each")
     cells = []
-    for (stream, orders), backbone, method in itertools.product(streams, backbones, methods):
-        for order, seed in itertools.product(orders, seeds):
-            made = open_stream(stream, order, seed, datasets)
-            key = _data_key(data.resolve(), made)
-            cells.append(
-                Cell(stream, order, method, backbone, seed, metrics, str(data.resolve()), str(cache.resolve()), key)
-            )
+    for stream, orders in streams:
+        made = [open_stream(stream, order, seed, datasets) for order in orders for seed in seeds]
+        places = metrics, str(data.resolve()), str(cache.resolve()), data_key_of(data.resolve(), made[0])  # of any order
+        for backbone, method, order, seed in itertools.product(backbones, methods, orders, seeds):
+            cells.append(Cell(stream, order, method, backbone, seed, *places))
     return Grid(path, out, metrics, tuple(cells))
 
 
@@ -228,6 +226,8 @@ def _stream(path: Path, number: int, table: dict[str, Any]) -> tuple[StreamSpec,
                 f"{path}: {where}.orders has {order!r}; write alphabetical, given, a list of names, or shuffled and a "
                 "number, such as 'shuffled 1'"
             )
+    if not orders:
+        raise InputError(f"{path}: {where}.orders is empty; leave it out for alphabetical")
     if not _are_names(categories):
         raise InputError(f"{path}: {where}.categories is {list(categories)}; expected a list of names")
     for task in schedule:
@@ -250,7 +250,7 @@ def _backbone(path: Path, number: int, table: dict[str, Any]) -> BackboneSpec:
     if name.lower().endswith((".onnx", ".tflite")):
         name = str((path.parent / name).resolve())
     backbone = open_backbone(name)
-    return BackboneSpec(backbone.name if name == "auto" else name, backbone.name, str(backbone.sha256), size)
+    return BackboneSpec(backbone.name if name == "auto" else name, backbone.name, backbone.sha256 or "", size)
 
 
 def _methods(path: Path, number: int, table: dict[str, Any]) -> list[MethodSpec]:
@@ -283,7 +283,8 @@ def _word(value: Any) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
-def _data_key(root: Path, stream: Stream) -> str:
+def data_key_of(root: Path, stream: Stream) -> str:
+    """Hash of the identities of all files that a stream looks at, in whatever order it does."""
     files = {path for unit in stream.units for path in unit.dataset.train_good}
     files |= {sample.path for unit in stream.units for sample in unit.dataset.test}
     files |= {sample.mask for unit in stream.units for sample in unit.dataset.test if sample.mask is not None}

@@ -14,9 +14,9 @@ from tinyvad.bench.canvas import GRID, INK, MUTED, Area, Canvas, Line, Point, Wo
 from tinyvad.report.pictures import MAGMA
 from tinyvad.report.svg import ticks
 
-WIDTH, LEFT, RIGHT, TOP = 860, 74, 300, 46
+WIDTH, LEFT, RIGHT, TOP = 940, 74, 376, 46
 PLOT, AXIS = 320, 48  # height of the plot itself, and of what its x axis needs below it
-LEGEND_ROW, NOTE_ROW, NOTE_LENGTH = 17, 14, 150  # characters of a line of notes
+LEGEND_ROW, NOTE_ROW, NOTE_LENGTH = 17, 14, 165  # characters of a line of notes
 COLOURS = (
     "#3b6fb6", "#c2571a", "#2f8a5b", "#8a4fa0", "#a08a1c", "#4a8a94", "#b3264e", "#6b6b6b", "#1d3d73", "#7a3d10",
 )  # fmt: skip
@@ -148,7 +148,7 @@ def _legend(canvas: Canvas, series: Sequence[Series]) -> None:
     for i, one in enumerate(series):
         top = TOP + 8 + LEGEND_ROW * i
         canvas.add(_mark(i, (WIDTH - RIGHT + 22, top), one.hollow))
-        canvas.add(Words(WIDTH - RIGHT + 34, top + 4, _short(one.name, 42), size=11))
+        canvas.add(Words(WIDTH - RIGHT + 34, top + 4, _short(one.name, 58), size=11))
 
 
 def _mark(number: int, place: Point, hollow: bool) -> Area:

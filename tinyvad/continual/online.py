@@ -7,8 +7,14 @@ of an equal share of the capacity, and an image is scored by the bank of the nea
 are quantised before anything else, so that everything said about the bank is true of the decoded vectors that it stores;
 ``nbytes`` counts codes, while the working copy is decoded.
 
-An anomalous image that is learnt is never seen as one again. The optional gate holds an image back whose score is above a
-limit set by the images learnt so far: ``skip`` forgets it, ``quarantine`` keeps up to ``QUARANTINE`` of them for a person.
+An anomalous image that is learnt is never seen as one again. The optional gate holds an image back whose score is above
+twice the median of the last ``GATE_WINDOW``: ``skip`` forgets it, ``quarantine`` keeps up to ``QUARANTINE`` of them for a
+person. On six products in random order it held back 0 % of the good images of five and 11 % of those of the sixth; it
+finds gross defects only (methods that score a defect twice as high as a good part), so look at what is learnt all the same.
+
+``merge`` with tau 0 is the default: on good images held out from six products it came as close as batch PatchCore's
+coreset of the same size (mean largest distance 0.99 to 1.00 of it; ``doubling``, which gives up most of its rows with each
+step, 1.2 to 1.4).
 
 Source: online PatchCore with incremental k-center, whose stopping rule its paper leaves open; gate and per-task form ours.
 """
@@ -31,7 +37,7 @@ from tinyvad.errors import InputError
 
 GATES = (None, "skip", "quarantine")
 QUARANTINE = 8  # images
-GATE_WINDOW = 32  # scores of images learnt last, from which the limit comes
+GATE_WINDOW = 16  # scores, those of images held back too: when half of the last ones are high, the product has changed
 GATE_AFTER = 8  # images of a task that are learnt unseen
 GATE_FACTOR = 2.0  # limit = factor * median score
 
@@ -84,7 +90,7 @@ class OnlinePatchCore:
         self._images: list[int] = []  # learnt, of each task
         self._totals: list[np.ndarray] = []  # (C,) sums of signatures of each task
         self._banks: list[GrowingBank] = []
-        self._scores: list[list[float]] = []  # of each bank's images learnt last, for the gate
+        self._scores: list[list[float]] = []  # of each bank's last images, for the gate
 
     def learn(self, task: str, embeddings: Iterable[np.ndarray]) -> None:
         """Learn every image of a stream of (n, H, W, D) batches, one by one; a known task's name goes on with it."""

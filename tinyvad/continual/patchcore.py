@@ -12,8 +12,10 @@ Flows in: embeddings (n, H, W, D), int8 or float32. Flows out: distances to the 
   which it keeps.
 
 The budget is a number of rows or of bytes (rows or codes, codebooks, prototype sums). Quantised banks share the codebooks
-of the first task (``first``: what ``tinyvad learn`` does), have codebooks trained anew on all rows that there are at every
-task (``seen``; old rows are decoded and encoded again), or their own (``own``), which costs V D bytes a task.
+of the first task (``first``), have codebooks trained anew on all rows that there are at every task (``seen``; old rows are
+decoded and encoded again), or their own (``own``), which costs V D bytes a task. Codebooks of one product do not serve
+another: six products in 128 KB (MCUNet, 88 channels, 44 codes of 4 bits) reach a mean image AUROC of 0.75 with ``first``,
+0.85 with ``seen``, 0.94 with ``own``; plain vectors 0.91.
 
 Source: PatchCoreCL and PatchCoreCL++ of the continual-learning studies on edge devices; Roth et al. 2022.
 """
@@ -55,8 +57,8 @@ class Codes:
     """Product quantisation: subspaces M, bits of a code, and whose codebooks (one of ``CODEBOOKS``)."""
 
     subspaces: int
-    bits: int = 8
-    codebooks: str = "first"
+    bits: int = 4
+    codebooks: str = "own"
 
     def __post_init__(self) -> None:
         if self.codebooks not in CODEBOOKS:

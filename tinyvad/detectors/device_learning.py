@@ -263,6 +263,22 @@ def learning_bytes(cells: int, depth: int, channels: int, sections: int, rows: i
     return align(distances) + align(8 * channels) + align(max(2 * depth, 4 * channels)) + rows * depth
 
 
+def workspace_bytes(bank: Bank) -> int:
+    """The workspace that a build plans for learning on the device: room for one product's share of rows; 0 without."""
+    if bank.header.kind != "CORE" or "LRN " not in bank.sections:
+        return 0
+    taps, settings = bank.sections["TAPS"], bank.sections["LRN "].astype(int)
+    cells, share = bank.header.grid_size[0] * bank.header.grid_size[1], int(settings[2]) // max(int(settings[1]), 1)
+    return align(learning_bytes(cells, int(taps[:, 2].sum()), int(taps[-1, 2]), len(bank.entries), max(share, 1)))
+
+
+def rows_in_workspace(bank: Bank, nbytes: int) -> int:
+    """Rows that fit a workspace of ``nbytes``; below 0 if it is too small for any session."""
+    taps = bank.sections["TAPS"]
+    depth, cells = int(taps[:, 2].sum()), bank.header.grid_size[0] * bank.header.grid_size[1]
+    return (nbytes - learning_bytes(cells, depth, int(taps[-1, 2]), len(bank.entries), 0)) // depth
+
+
 def _gold(test: np.ndarray, gold: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
     """(n, 3) uint32: the golden vectors' scores by the tasks' new rows."""
     scores = [nearest(vector[None], parts[task])[0][0] for vector, task in zip(test, gold[:, 0])]

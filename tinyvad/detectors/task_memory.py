@@ -1,7 +1,7 @@
 """Memory banks of several products (tasks) within one number of rows: what ``tinyvad learn`` does to CORE and PQPC banks.
 
-Flows in: int8 embeddings (n, H, W, D) of one product, and the memories that there are. Flows out: a ``TaskMemory`` a task,
-its ladder of thresholds, and the bank's sections.
+Flows in: int8 embeddings (n, H, W, D) of one product, and the memories that there are. Flows out: a ``TaskMemory`` a task
+and its ladder of thresholds; ``tinyvad.detectors.tasks`` makes the bank's sections of them.
 
 With c tasks in M rows, each has M // c. A task's rows lie in greedy order (``tinyvad.detectors.coreset``), so a task gives
 way to the next by being cut to its first rows, which is the same as selecting anew among its rows from row 0 on. Distances
@@ -15,17 +15,15 @@ Source: PatchCoreCL++ (banks of M / c vectors, cut to a prefix); Gonzalez 1985 f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tinyvad.detectors.coreset import farthest_first
 from tinyvad.detectors.distances import nearest
-from tinyvad.detectors.nearest import PatchCoreLiteScorer, PatchCoreScorer
 from tinyvad.detectors.product_quantizer import ProductQuantizer
 from tinyvad.detectors.reservoir import Reservoir
-from tinyvad.detectors.sections import take_section
 from tinyvad.errors import CheckFailed, InputError
 
 LADDER = 16  # sizes of a ladder: halved every second step, down to 1 / 181
@@ -237,63 +235,3 @@ def stack_ladders(ladders: Sequence[np.ndarray]) -> np.ndarray:
     """(T, L, 2) uint32, section ``LADR``: shorter ladders repeat their last pair."""
     length = max(len(steps) for steps in ladders)
     return np.stack([np.pad(steps, ((0, length - len(steps)), (0, 0)), mode="edge") for steps in ladders])
-
-
-def stack(memories: Sequence[TaskMemory], quantizer: ProductQuantizer | None, unit: float = 1.0) -> dict[str, np.ndarray]:
-    """Bank sections of all tasks, one after another: those of the scorer, and ``TASK``.
-
-    Args:
-        quantizer: the codebooks that all tasks share, None for a plain (CORE) bank.
-        unit: real distance of one step of the embedding's grid.
-
-    Raises:
-        InputError: no task, a task without rows, or rows that are not of the bank's kind.
-    """
-    if not memories or any(len(memory.rows) == 0 for memory in memories):
-        raise InputError("a memory bank needs a task, and every task a row")
-    if any((memory.codes is None) != (quantizer is None) or memory.rows.dtype != np.int8 for memory in memories):
-        raise InputError("tasks of a device bank hold int8 rows, with codes if and only if the bank is quantised")
-    scorer: PatchCoreScorer | PatchCoreLiteScorer
-    if quantizer is None:
-        scorer = PatchCoreScorer(np.concatenate([memory.rows for memory in memories]), unit)
-    else:
-        codes = np.concatenate([memory.codes for memory in memories if memory.codes is not None])
-        scorer = PatchCoreLiteScorer(quantizer, codes, unit)
-    sizes = np.array([len(memory.rows) for memory in memories])
-    table = np.zeros((len(memories), 4), np.int32)  # first row, rows, images seen, 0
-    table[:, 0], table[:, 1] = np.cumsum(sizes) - sizes, sizes
-    table[:, 2] = [memory.images for memory in memories]
-    return {**scorer.sections(), "TASK": table}
-
-
-def unstack(
-    sections: Mapping[str, np.ndarray], depth: int, images: int = 0
-) -> tuple[list[TaskMemory], ProductQuantizer | None, float]:
-    """Undo ``stack``: the tasks of a CORE or PQPC bank for embeddings of ``depth`` values, its codebooks and its unit.
-
-    Args:
-        images: seen by the only task of a bank without section ``TASK``.
-
-    Raises:
-        InputError: a section is missing or malformed.
-    """
-    quantizer, codes = None, None
-    if "CODE" in sections:
-        lite = PatchCoreLiteScorer.from_sections(sections, depth)
-        quantizer, codes, unit = lite.quantizer, lite.codes, lite.unit
-        rows = quantizer.decode(codes)
-    else:
-        plain = PatchCoreScorer.from_sections(sections, depth)
-        rows, unit = plain.bank, plain.unit
-    table = np.array([[0, len(rows), images, 0]], np.int32)
-    if "TASK" in sections:
-        table = take_section(sections, "TASK", (len(sections["TASK"]), 4), "int32")
-    firsts, sizes = table[:, 0], table[:, 1]
-    if (sizes < 1).any() or not np.array_equal(firsts, np.cumsum(sizes) - sizes) or sizes.sum() != len(rows):
-        raise InputError(f"bank section TASK: tasks do not follow each other over {len(rows)} rows; build the bank again")
-    parts = [slice(int(first), int(first + size)) for first, size in zip(firsts, sizes, strict=True)]
-    memories = [
-        TaskMemory(rows[part], int(seen), None if codes is None else codes[part])
-        for part, seen in zip(parts, table[:, 2], strict=True)
-    ]
-    return memories, quantizer, unit
