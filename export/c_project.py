@@ -47,7 +47,7 @@ class Chip:
         flash: where code, model and bank go. ram: the blocks of RAM that are used, each once.
         stack_in, arena_in, frame_in: names of blocks in ``ram``; .data and .bss lie behind the stack.
         stack_bytes: reserved for the stack.
-        slot_bytes: of each of two slots for the bank at the end of flash, whole erase sectors; 0: a bank that does not change.
+        slot_bytes: of each of two slots for the bank at the end of flash, whole erase sectors; 0: one bank that stays.
         learning_bytes: RAM that learning takes, in block ``learning_in``.
     """
 
@@ -155,7 +155,7 @@ def link_script(chip: Chip, memories: tuple[Memory, ...] = (), sections: str = "
 
 
 def _bank_sections(chip: Chip) -> list[str]:
-    """The bank in flash; of two slots, the second one is part of the image too, erased, so that no old bank survives in it."""
+    """The bank in flash; of two slots the second one is in the image too, erased, so that no old bank survives in it."""
     if not chip.slots:
         return [f"    .bank : {{ *(.bank) }} > {chip.flash.name}"]
     first, second = chip.slots

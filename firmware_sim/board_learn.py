@@ -92,7 +92,8 @@ def learn_on_board(
         task: number of the product, None: a new one. gate: as in ``DeviceLearner``. count: count instructions.
 
     Raises:
-        InputError: the build has no slots. CheckFailed: it does not link, faults, refuses a bank or a picture, or does not end.
+        InputError: the build has no slots, or its board's flash can't be written. CheckFailed: it does not link, faults,
+            refuses a bank or a picture, or does not end.
     """
     if not board.firmware.slot_bytes:
         raise InputError("the firmware has no slots to learn into: build with --tasks 2 or more, and --target")
@@ -114,7 +115,8 @@ def learn_on_board(
     try:
         subprocess.run(words, cwd=board.folder, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired as error:
-        raise CheckFailed(f"learning did not end within {TIMEOUT:g} s on {board.machine.name}; give fewer images") from error
+        where = f"within {TIMEOUT:g} s on {board.machine.name}"
+        raise CheckFailed(f"learning did not end {where}; give fewer images") from error
     path = board.folder / RESULT
     try:
         return _read(path.read_bytes() if path.exists() else b"", board.machine.tick if count else 0.0)
@@ -182,8 +184,8 @@ def compare_learning(
         model: the build's, loaded. The others as for ``learn_on_board``.
 
     Returns:
-        ``status`` 'equal' or 'differs', ``problem`` (what differs first), ``images``, ``rows`` (that were added),
-        ``bank_bytes``, ``scores_compared``, ``instructions`` (of the dearest image), ``commit_instructions``, ``stack_bytes``.
+        ``status`` 'equal' or 'differs', ``images``, ``rows`` (that were added), ``bank_bytes``, ``scores_compared``,
+        ``instructions`` (of the dearest image), ``commit_instructions``, ``stack_bytes``; on a difference ``problem``.
     """
     run = learn_on_board(board, good, more, task, gate)
     learner = DeviceLearner(model.bank, task, gate, rows_in_workspace(model.bank, board.firmware.learning_bytes))

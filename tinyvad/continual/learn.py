@@ -29,7 +29,8 @@ import numpy as np
 
 from tinyvad import slots
 from tinyvad.bank import Bank
-from tinyvad.continual.next_bank import NewImages, Next, Opened, Settings, check_room, forget_task, learn_task, open_tasks
+from tinyvad.continual.next_bank import check_room, forget_task, learn_task
+from tinyvad.continual.opened_bank import NewImages, Next, Opened, Settings, open_tasks
 from tinyvad.errors import InputError
 from tinyvad.files import write_bytes
 from tinyvad.fitting import TapStore, shifted_copies

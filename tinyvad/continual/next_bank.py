@@ -15,38 +15,31 @@ Source: compact PaDiM with one projection (``tinyvad.detectors.task_gaussians``)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from functools import reduce
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyvad.bank import Bank
-from tinyvad.detectors import Scorer, check_bank
-from tinyvad.detectors.bank_tasks import BankTask, Learning, bank_of_tasks
-from tinyvad.detectors.nearest import PatchCoreLiteScorer, PatchCoreScorer
-from tinyvad.detectors.routing import prototype, signatures
-from tinyvad.detectors.task_gaussians import Space, TaskStatistics, collect_task, scorer_of
-from tinyvad.detectors.task_memory import (
-    TaskMemory,
-    extend,
-    ladder,
-    ladder_of_scores,
-    ladder_sizes,
-    nested_scores,
-    select,
-    shares,
-    stack_ladders,
-    threshold_at,
+from tinyvad.continual.next_memory import learn_memory
+from tinyvad.continual.opened_bank import (
+    NewImages,
+    Next,
+    Opened,
+    Settings,
+    placed,
+    rule_of,
+    scored,
+    self_test,
+    too_large,
+    write,
 )
+from tinyvad.detectors.bank_tasks import BankTask
+from tinyvad.detectors.routing import prototype
+from tinyvad.detectors.task_gaussians import Space, TaskStatistics, collect_task, scorer_of
 from tinyvad.detectors.tasks import MAX_TASKS
 from tinyvad.detectors.triangular import TriangularScorer
-from tinyvad.embedding import Embedding
-from tinyvad.errors import CheckFailed, InputError
-from tinyvad.fitting import PATCHCORE_CANDIDATES, PATCHCORE_LARGEST, QUANTILE, TapStore, deal, image_scores, threshold_of
-from tinyvad.slots import next_generation
-
+from tinyvad.errors import InputError
+from tinyvad.fitting import deal, image_scores, threshold_of
 
 
 def learn_task(
@@ -114,7 +107,10 @@ def forget_task(opened: Opened, name: str) -> Next:
         raise InputError(f"{name!r} is the only product of the build; learn another one before forgetting it")
     tasks = [task for i, task in enumerate(opened.tasks) if i != number]
     scorers = [scorer for i, scorer in enumerate(opened.scorers) if i != number]
-    vectors, rows = opened.bank.sections["TEST"], opened.bank.sections["GOLD"].astype(np.int64)
+    sections = opened.bank.sections
+    if "TEST" not in sections:
+        raise InputError(f"{opened.bank.name}: no self-test (section TEST); make the build again")
+    vectors, rows = sections["TEST"], sections["GOLD"].astype(np.int64)
     kept = [(vector, task - (task > number), cell) for vector, (task, cell, _) in zip(vectors, rows, strict=True)
             if task != number]  # fmt: skip
     kept = kept or [(vectors[0], len(tasks) - 1, rows[0, 1])]  # any vector tests any task

@@ -1,8 +1,8 @@
-"""More of a product in a memory bank (CORE, PQPC): rows shared out anew, the other tasks cut, thresholds from their ladders.
+"""More images in a memory bank (CORE, PQPC): rows shared out anew, other tasks cut, thresholds from their ladders.
 
-Flows in: the opened bank and the features of new good images. Flows out: the next bank, within the bytes of its slot. With c
-tasks each has floor(M / c) rows; cutting a task to its first rows is free, and its ladder (LADR) has the threshold for that
-size. If the bank would still pass its slot, all tasks give way alike.
+Flows in: the opened bank and the features of new good images. Flows out: the next bank, within the bytes of its slot. With
+c tasks each has floor(M / c) rows; cutting a task to its first rows is free, and its ladder (LADR) has the threshold for
+that size. If the bank would still pass its slot, all tasks give way alike.
 
 Source: PatchCoreCL++ (``tinyvad.detectors.task_memory``).
 """
@@ -66,7 +66,8 @@ def learn_memory(
         images += old.images
     threshold = max(threshold_at(steps, len(memory.rows)), 0 if old is None else old.threshold)
     steps[:, 1] = np.maximum(np.maximum.accumulate(steps[:, 1]), threshold)  # a cut never lowers a threshold
-    task = BankTask(name, images, threshold, rule_of(new, old, settings), prototype(np.asarray(total), images), steps, state)
+    mean = prototype(np.asarray(total), images)
+    task = BankTask(name, images, threshold, rule_of(new, old, settings), mean, steps, state)
     tasks, scorers, number = placed(opened, number, task, _scorer_of(memory, first))
     most = max(_rows(scorer) for scorer in opened.scorers)
     while True:

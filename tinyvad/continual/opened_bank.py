@@ -1,7 +1,7 @@
 """A build's bank taken apart into its tasks, and put together again as the next generation.
 
-Flows in: a ``Bank``; tasks and scorers, some of them new, and the features of the images that were learnt. Flows out: ``Opened``;
-the bytes of the next bank, with a self-test of the tasks that were learnt last.
+Flows in: a ``Bank``; then tasks and scorers, some of them new, and features of the images that were learnt. Flows out:
+``Opened``; then the bytes of the next bank, with a self-test of the tasks that were learnt last.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def too_large(tasks: int, nbytes: int, limit: int) -> CheckFailed:
 
 
 def rule_of(new: NewImages, old: BankTask | None, settings: Settings) -> str:
+    """Where a threshold comes from, for people."""
     if new.copies is not None and old is None:
         return "shifted copies of the only good image"
     return f"{settings.quantile:g} quantile of held-out good images" + ("" if old is None else ", the highest so far")
@@ -173,5 +174,6 @@ def scored(
 def write(
     opened: Opened, tasks: Sequence[BankTask], scorers: Sequence[Scorer], golden: tuple[np.ndarray, np.ndarray]
 ) -> bytes:
+    """The bank of the next generation; all but tasks and scorers is that of the opened one."""
     header = replace(opened.bank.header, generation=next_generation(opened.bank))
     return bank_of_tasks(header, opened.bank.sections, scorers, tasks, golden, opened.bank.meta, opened.learning)

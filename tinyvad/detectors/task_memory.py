@@ -8,7 +8,8 @@ way to the next by being cut to its first rows, which is the same as selecting a
 grow with the cut, so each task keeps thresholds for the sizes that it may be cut to (section ``LADR``).
 
 Product-quantised banks share one set of codebooks. Their candidates are quantised first and selected as decoded vectors:
-then the order is greedy among the vectors that are really stored, and none is stored twice.
+then the order is greedy among the vectors that are really stored, and none is stored twice. Codebooks of one product
+serve another badly (figures: ``tinyvad.continual.patchcore``).
 
 Source: PatchCoreCL++ (banks of M / c vectors, cut to a prefix); Gonzalez 1985 for what a cut bank still covers.
 """
