@@ -118,7 +118,7 @@ def _learning_header(slot_bytes: int, learning_bytes: int) -> str:
     return f"""
 /* Learning on the device. */
 #define TVAD_SLOT_BYTES {slot_bytes}u /* of each slot of flash, whole erase sectors */
-#define TVAD_LEARN_BYTES {learning_bytes}u /* workspace of a session */
+#define TVAD_LEARN_BYTES {learning_bytes}u /* workspace of a session; 0: others write the slots */
 extern const uint8_t tvad_slot_0[], tvad_slot_1[]; /* link.ld */
 """
 

@@ -24,8 +24,8 @@ _FPU = {
 CORES = ("cortex-m0", "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
 WARNINGS = "-Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wundef -Werror"
 _SLOTS_NOTE = (
-    "- Two slots at the end of flash hold the bank; `main.c` opens the newer one and learns: give it flash_erase and\n"
-    "  flash_program for your chip, and say in images_to_learn when (`runtime/tvad_learn.h`)."
+    "- Two slots at the end of flash hold the bank; `main.c` opens the newer one. To learn on the device (PatchCore) give\n"
+    "  it flash_erase and flash_program for your chip, and say in images_to_learn when (`runtime/tvad_learn.h`)."
 )
 
 

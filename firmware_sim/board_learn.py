@@ -95,8 +95,8 @@ def learn_on_board(
         InputError: the build has no slots, or its board's flash can't be written. CheckFailed: it does not link, faults,
             refuses a bank or a picture, or does not end.
     """
-    if not board.firmware.slot_bytes:
-        raise InputError("the firmware has no slots to learn into: build with --tasks 2 or more, and --target")
+    if not board.firmware.slot_bytes or not board.firmware.learning_bytes:
+        raise InputError("the firmware does not learn: build with --method patchcore, --tasks 2 or more, and --target")
     if board.machine.name in READ_ONLY:
         raise InputError(f"the flash of QEMU's {board.machine.name} can't be written: learning is not emulated on its core")
     for name in ("learn.c", "board.h", "semihosting.c"):

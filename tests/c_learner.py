@@ -36,8 +36,8 @@ class CLearner(ctypes.Structure):
     _fields_ = (
         ("bank", ctypes.c_void_p),
         *((name, ctypes.c_uint32) for name in (
-            "task", "tasks", "images", "skipped", "novelty", "radius", "last_added", "old_rows", "added", "most_rows",
-            "share", "capacity", "per_image", "tau2", "slot_bytes", "gate")),
+            "task", "tasks", "images", "skipped", "novelty", "radius", "spread", "last_added", "old_rows", "added",
+            "most_rows", "share", "capacity", "per_image", "tau2", "slot_bytes", "gate")),
         *((name, ctypes.c_void_p) for name in ("old", "distance", "total", "scratch", "rows")),
         ("marked", ctypes.c_uint32), ("marks", ctypes.c_uint32 * MARKS), ("recent", ctypes.c_uint32 * RECENT),
     )  # fmt: skip

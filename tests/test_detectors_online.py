@@ -119,8 +119,8 @@ def test_thresholds_by_hand() -> None:
     assert prequential_threshold([NO_ROWS, 900, 3, 5]) == 6
     assert prequential_threshold([1000, *[1] * 400, 9, *[2] * 63]) == 10
     assert prequential_threshold([1000, *[1] * 400, 9, *[2] * RECENT]) == 3
-    assert single_image_threshold(10, 3) == 21 and single_image_threshold(1, 30) == 61
-    assert single_image_threshold(0, 2**32 - 1) == 2**32 - 1
+    assert single_image_threshold(11, 3, 4) == 6 and single_image_threshold(4, 3, 1) == 4
+    assert single_image_threshold(4, 3, 30) == 31 and single_image_threshold(0, 0, 2**32 - 1) == 2**32 - 1
 
 
 # -- the next bank -------------------------------------------------------------------------------------------------------
@@ -227,7 +227,8 @@ def test_one_image_and_then_more() -> None:
     rng = np.random.default_rng(6)
     made, images = learnable(rng, tau2=100), product(rng, (3, 4), 2)
     learner, bank = learnt(made, images[:1])
-    assert bank.sections["THRS"][1] == 1 + 2 * max(learner.radius, 100)
+    spread = int(squared(images[0].reshape(-1, DEPTH), images[0, :1, 0]).max())
+    assert learner.spread == spread and bank.sections["THRS"][1] == 1 + max(spread // 2, learner.radius)
     assert (bank.sections["LADR"][1] == [4, bank.sections["THRS"][1]]).all()
     _, more = learnt(Learnable(learner.commit(), made.embedding), images[1:], task=1)
     assert more.sections["THRS"][1] >= bank.sections["THRS"][1] and more.header.generation == 9

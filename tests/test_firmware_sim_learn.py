@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_build
 from tiny_build import images_of_task
 from tiny_learning_build import NEW_ROWS, SLOT_BYTES, learning_build
 
@@ -106,7 +107,7 @@ def test_what_can_not_be_learnt_is_told(m7: Path, linked: Board, pictures: tuple
     assert (run.begun, run.committed, run.slot) == ("learn", "", 0)
     assert run.bank == (m7 / "bank.tvb").read_bytes() and run.scores.size == 1
     plain = dataclasses.replace(linked, firmware=dataclasses.replace(linked.firmware, slot_bytes=0))
-    with pytest.raises(InputError, match="has no slots to learn into"):
+    with pytest.raises(InputError, match="the firmware does not learn: build with"):
         learn_on_board(plain, good, more)
     helium = dataclasses.replace(linked, machine=MACHINES["cortex-m55"])
     with pytest.raises(InputError, match="mps3-an547 can't be written"):
@@ -139,3 +140,21 @@ def test_the_workspace_holds_the_rows_that_it_was_made_for(m7: Path) -> None:
     assert f"#define TVAD_LEARN_BYTES {nbytes}u" in (m7 / "firmware/model.h").read_text()
     assert rows_in_workspace(bank, nbytes) == NEW_ROWS == DeviceLearner(bank, room=NEW_ROWS).capacity
     assert rows_in_workspace(bank, nbytes - 1) == NEW_ROWS - 1 and rows_in_workspace(bank, 0) < 0
+
+
+def test_a_build_whose_slots_others_write_links_and_scores(tmp_path: Path, tools: None) -> None:
+    """Two slots without learning, as of a PaDiM build for several products."""
+    build = tiny_build.tiny_build(tmp_path, "stm32f446", tasks=2)
+    target, header = load_target("stm32f446"), build / "firmware/model.h"
+    chip = chip_of(target, 8224, slot_bytes=8192)
+    assert chip is not None
+    text = header.read_text()
+    defines = "#define TVAD_SLOT_BYTES 131072u\n#define TVAD_LEARN_BYTES 0u\n"
+    slots = defines + "extern const uint8_t tvad_slot_0[], tvad_slot_1[];"
+    header.write_text(text.replace("\n#endif", f"\n{slots}\n\n#endif"))
+    (build / "firmware/link.ld").write_text(link_script(chip))
+    with build_board(build, target) as made:
+        result = compare_board(made, load(build), images_of_task(np.random.default_rng(1), 2, 1))
+        assert result["status"] == "equal" and made.sections[".slot"] == 131072
+        with pytest.raises(InputError, match="does not learn"):
+            learn_on_board(made, np.zeros((1, 33, 33, 3), np.uint8), np.zeros((0, 33, 33, 3), np.uint8))

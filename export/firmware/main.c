@@ -1,7 +1,7 @@
 /* The smallest application: open the bank, test it, score pictures for ever. Fill in camera_read and report.
  *
- * A build that learns on the device (TVAD_SLOT_BYTES) opens the newer of its two slots, and learns pictures when
- * images_to_learn says so; then fill in flash_erase and flash_program for your chip too.
+ * A build with two slots for its bank (TVAD_SLOT_BYTES) opens the newer one. One that learns on the device (TVAD_LEARN_BYTES)
+ * learns pictures when images_to_learn says so; then fill in flash_erase and flash_program for your chip too.
  */
 #include "model.h"
 #include "tvad.h"
@@ -49,6 +49,22 @@ static tvad_status score_picture(void)
 
 #ifdef TVAD_SLOT_BYTES
 
+static tvad_status open_bank(void)
+{
+    return tvad_open_newest(tvad_slot_0, tvad_slot_1, TVAD_SLOT_BYTES, &bank, NULL);
+}
+
+#else
+
+static tvad_status open_bank(void)
+{
+    return tvad_open(tvad_bank_bin, tvad_bank_bin_size, &bank);
+}
+
+#endif
+
+#if defined(TVAD_SLOT_BYTES) && TVAD_LEARN_BYTES > 0
+
 static uint8_t workspace[TVAD_LEARN_BYTES] __attribute__((section(".learning"), aligned(16)));
 
 uint32_t images_to_learn(uint32_t *task);
@@ -80,11 +96,6 @@ __attribute__((weak, noinline)) int flash_program(void *user, uint32_t slot, uin
     (void)data;
     (void)nbytes;
     return 1;
-}
-
-static tvad_status open_bank(void)
-{
-    return tvad_open_newest(tvad_slot_0, tvad_slot_1, TVAD_SLOT_BYTES, &bank, NULL);
 }
 
 /* Learn `images` pictures and go on with the new bank; on an error the old one is as it was. */
@@ -120,11 +131,6 @@ static tvad_status learn_if_asked(void)
 }
 
 #else
-
-static tvad_status open_bank(void)
-{
-    return tvad_open(tvad_bank_bin, tvad_bank_bin_size, &bank);
-}
 
 static tvad_status learn_if_asked(void)
 {

@@ -190,9 +190,9 @@ uint32_t tvad_learn_threshold(const tvad_learner *learner)
     uint32_t count = learner->images / 2u + (learner->images & 1u), most = 0, i;
 
     if (learner->images == 1u && learner->old_rows == 0u) {
-        const uint32_t covered = larger(learner->radius, learner->tau2);
+        const uint32_t guess = larger(learner->spread / 2u, larger(learner->radius, learner->tau2));
 
-        return covered > (UINT32_MAX - 1u) / 2u ? UINT32_MAX : 1u + 2u * covered;
+        return guess == UINT32_MAX ? UINT32_MAX : 1u + guess;
     }
     count = count < TVAD_RECENT ? count : TVAD_RECENT;
     for (i = 1; i <= count; i++) {
@@ -251,6 +251,9 @@ tvad_status tvad_learn_parts(tvad_learner *learner, const int8_t *const parts[])
         append(learner, parts, cell);
         learner->last_added++;
         cell = farthest(learner);
+        if (before + learner->last_added == 1) {
+            learner->spread = (uint32_t)learner->distance[cell];
+        }
     }
     learner->radius = (uint32_t)learner->distance[cell];
     return TVAD_OK;

@@ -46,6 +46,7 @@ typedef struct {
     uint32_t images, skipped;       /* learnt; left out by the gate */
     uint32_t novelty;               /* of the last image, before it was learnt: what it scored */
     uint32_t radius;                /* of the last image, after it was learnt */
+    uint32_t spread;                /* of a new task's first image: largest distance from its first cell */
     uint32_t last_added;            /* rows that the last image has added */
     uint32_t old_rows, added;       /* rows that the task had and has gained */
     uint32_t most_rows, share;      /* rows of all tasks, and of one of `tasks` */

@@ -31,6 +31,7 @@ from tinyvad.continual.matrix import average_final
 from tinyvad.errors import CheckFailed, InputError
 from tinyvad.files import write_bytes, write_text
 
+REASONS = 3  # of failed cells that are told
 PICTURED = "pixel_F1Max"  # what memory is drawn against, the edge benchmark's own picture
 
 
@@ -56,7 +57,7 @@ def bench_continual(path: Path, workers: int, cluster: str | None, tell: Tell) -
 
     Raises:
         InputError: a wrong grid, or no such cluster.
-        CheckFailed: cells failed (the first one's reason); the tables of all others are written.
+        CheckFailed: cells failed (why, the first reasons); the tables of all others are written.
     """
     grid = load_grid(path)
     cells, command = grid.out / "cells", f"tinyvad bench continual {path.name}"
@@ -70,9 +71,11 @@ def bench_continual(path: Path, workers: int, cluster: str | None, tell: Tell) -
         written["tables"] = _write_tables(grid, runs, written["summary"], seconds, command)
         written["plots"] = _write_plots(grid, runs, command)
     if problems:
-        name, reason = next(iter(problems.items()))
+        reasons = list(dict.fromkeys(problems.values()))
+        more = f" (and {len(reasons) - REASONS} more reasons)" if len(reasons) > REASONS else ""
         raise CheckFailed(
-            f"{len(problems)} of {len(grid.cells)} cells failed, the others are kept in {grid.out}: {name}: {reason}"
+            f"{len(problems)} of {len(grid.cells)} cells failed, the others are kept in {grid.out}: "
+            f"{next(iter(problems))}: {'; '.join(reasons[:REASONS])}{more}"
         )
     return written
 

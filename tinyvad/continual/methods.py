@@ -33,7 +33,6 @@ from tinyvad.project import parse_bytes
 
 COMPACT_DIMENSIONS = 40  # the fewest at which compact PaDiM keeps its quality
 ROWS = 1000  # of a memory bank, all tasks together
-SUBSPACES = 8
 CODEBOOK_CANDIDATES = 50_000  # patch vectors
 
 
@@ -67,12 +66,17 @@ def _patchcore(kind: Callable[..., ContinualMethod], text: str, lite: bool = Fal
     """An entry of the PatchCore family; ``rows`` or ``budget`` (bytes, such as "256K") is of all tasks together."""
 
     def make(context: Context, settings: dict[str, Any]) -> ContinualMethod:
-        codes = Codes(settings["subspaces"], settings["bits"], settings["codebooks"]) if lite else None
+        codes = Codes(_subspaces(context, settings), settings["bits"], settings["codebooks"]) if lite else None
         own = {name: settings[name] for name in more}
         return kind(context, _budget(settings), codes, max_candidates=settings["max_candidates"], **own)
 
-    codes = {"subspaces": SUBSPACES, "bits": 8, "codebooks": "first"} if lite else {}
+    codes = {"subspaces": None, "bits": 4, "codebooks": "own"} if lite else {}
     return Entry(text, {"rows": None, "budget": None, "max_candidates": 50_000, **codes, **more}, make)
+
+
+def _subspaces(context: Context, settings: Mapping[str, Any]) -> int:
+    """As set, or of two channels each."""
+    return settings["subspaces"] or len(context.steps) // 2
 
 
 def _budget(settings: Mapping[str, Any]) -> Budget:
@@ -101,9 +105,11 @@ class _CodedOnline(OnlinePatchCore):
 def _online(text: str, lite: bool = False) -> Entry:
     def make(context: Context, settings: dict[str, Any]) -> ContinualMethod:
         settings = {"capacity": settings.pop("rows"), **settings}
-        return _CodedOnline(context, **settings) if lite else OnlinePatchCore(context, **settings)
+        if not lite:
+            return OnlinePatchCore(context, **settings)
+        return _CodedOnline(context, **{**settings, "subspaces": _subspaces(context, settings)})
 
-    codes = {"subspaces": SUBSPACES, "bits": 8} if lite else {}
+    codes = {"subspaces": None, "bits": 4} if lite else {}
     rule = {"when_full": "merge", "tau": 0.0, "per_image": None, "gate": None, "per_task": False, "auto_points": 25}
     return Entry(text, {"rows": ROWS, **rule, **codes}, make)
 

@@ -42,7 +42,7 @@ TAKEN_OVER = ("LUT ", "TAPS", "STEP", "SCAL", "LRN ", "TEST", "META")
 NEEDED = ("TASK", "PROT", "LADR", "LRN ")  # of a bank that a device can learn on
 HEADER_BYTES, ENTRY_BYTES, PROGRAM_UNIT = 64, 32, 32
 LAST_GENERATION = 2**32 - 1
-LEARNER_BYTES, STORE_BYTES = 472, 24  # sizeof(tvad_learner) and of tvad_store with 32-bit pointers; a test compiles them
+LEARNER_BYTES, STORE_BYTES = 476, 24  # sizeof(tvad_learner) and of tvad_store with 32-bit pointers; a test compiles them
 
 
 class Settings(NamedTuple):
@@ -91,7 +91,7 @@ class DeviceLearner:
         if self.is_new and room < 1:
             raise InputError(f"workspace for {room} rows; give room for at least one")
         self.capacity = max(len(self.rows), min(self.share, len(self.rows) + room))
-        self.images = self.skipped = self.radius = 0
+        self.images = self.skipped = self.radius = self.spread = 0
         self.total = np.zeros(bank.sections["PROT"].shape[1], np.int64)
         self.added: list[np.ndarray] = []
         self._novelties: list[int] = []
@@ -120,6 +120,8 @@ class DeviceLearner:
         self.total += embedding[..., -len(self.total) :].sum((0, 1), dtype=np.int64)
         self.added += [patches[j].copy() for j in update.added]
         self.radius = update.radius
+        if len(rows) == 0:
+            self.spread = online_update(rows, patches, 1, 0, 1).radius
         return update
 
     def _mark(self, rows: int) -> None:
@@ -185,7 +187,7 @@ class DeviceLearner:
 
     def _own_threshold(self) -> int:
         if NO_ROWS in self._recent():  # the first image of a new task alone
-            return single_image_threshold(self.radius, self.settings.tau2)
+            return single_image_threshold(self.spread, self.radius, self.settings.tau2)
         return prequential_threshold(self._novelties)
 
     def _thresholds(self) -> np.ndarray:
