@@ -108,6 +108,7 @@ def tinyvad_needs(
         Item("layers and memory plan", model.plan, "exact", "tables of model.c", column=COLUMNS[3]),
         bank_item(bank_bytes),
         Item("runtime code", own["code"], own["kind"], f"all kernels on a {own['core']}: {own['source']}"),
+        *([learning_code()] if learning else []),
         Item("start-up", own["startup"], own["kind"], f"vectors, main, C library: {own['source']}"),
         Item("application", target.reserve.flash, "estimated", "reserve of the target preset"),
     ]
@@ -125,14 +126,22 @@ def arena_item(schedule: Schedule) -> Item:
     return Item("arena", schedule.arena_bytes, "exact", note, parts=parts)
 
 
+def learning_code() -> Item:
+    """Flash of what a firmware needs more to learn on the device."""
+    own = _read_table()["learning"]
+    return Item("learning code", own["code"], "modelled", f"tvad_learn.h: {own['source']}")
+
+
 def ram_besides_arena(target: Target, frame: str | None = None, learning: int = 0) -> list[Item]:
     """What else a build with our C runtime keeps in RAM."""
     own = core_figures(target)
+    more = _read_table()["learning"] if learning else {"stack": 0, "static": 0}
+    stack, static = own["stack"] + more["stack"], own["static"] + more["static"]
     workspace = Item("learning", learning, "exact", "rows of a new product, distances, signature: tvad_learn_bytes")
     return [
         *([workspace] if learning else []),
-        Item("runtime stack", own["stack"], own["kind"], f"of tvad_run on a {own['core']}: {own['source']}"),
-        Item("static data", own["static"], own["kind"], f".data and .bss besides: {own['source']}"),
+        Item("runtime stack", stack, own["kind"], f"of tvad_run on a {own['core']}: {own['source']}"),
+        Item("static data", static, own["kind"], f".data and .bss besides: {own['source']}"),
         *reserved_ram(target, frame, "application stack"),
     ]
 

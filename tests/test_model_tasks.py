@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from tiny_build import images_of_task, tiny_build
 
 from tinyvad.bank import open_bank, pack_meta, read_bank, write_bank
 from tinyvad.cli import main
+from tinyvad.detectors.bank_tasks import task_entries
 from tinyvad.errors import InputError
 from tinyvad.evaluate import evaluate, evaluate_tasks
 from tinyvad.firmware_sim.compare import compare_firmware
 from tinyvad.images import find_datasets
-from tinyvad.model import load, task_names
+from tinyvad.model import load
 from tinyvad.verify import bank_self_test, verify
 
 NAMES = ["part 0", "part 1", "part 2"]
@@ -83,17 +85,27 @@ def test_a_known_product_is_not_asked_for(build: Path) -> None:
         model.predict(pictures[0], task="part 9")
 
 
+def names_of(bank: Any) -> list[str]:
+    return [entry["name"] for entry in task_entries(bank)]
+
+
 def test_names_come_from_the_bank(build: Path) -> None:
     bank = open_bank(build / "bank.tvb")
-    assert task_names(bank, "x", 3) == NAMES
-    cases: list[Any] = [{}, {"tasks": 3}, {"tasks": [{"name": "a"}, {"name": "b"}]},
-                        {"tasks": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}, {"tasks": [{}, {}, {}]}]  # fmt: skip
-    for meta in cases:
-        other = read_bank(write_bank(bank.header, {**bank.sections, "META": pack_meta(meta)}, ()))
-        with pytest.raises(InputError, match="META names tasks"):
-            task_names(other, "x", 3)
-    other = read_bank(write_bank(bank.header, {**bank.sections, "META": pack_meta({})}, ()))
-    assert task_names(other, "the only one", 1) == ["the only one"]
+    assert names_of(bank) == NAMES
+    whole = bank.meta["tasks"]
+
+    def other(meta: dict[str, Any], updatable: bool = False) -> Any:
+        header = replace(bank.header, updatable=updatable)
+        return read_bank(write_bank(header, {**bank.sections, "META": pack_meta(meta)}, ()))
+
+    cases: list[Any] = [3, [{"name": "a"}, {"name": "b"}], [whole[0], whole[1], whole[0]], [{}, {}, {}], [*whole, whole[0]]]
+    for tasks in cases:
+        with pytest.raises(InputError, match="META does not describe its 3 tasks"):
+            names_of(other({"tasks": tasks}))
+    assert names_of(other({})) == ["task 1", "task 2", "task 3"]
+    assert names_of(other({"task": "a"})) == ["a", "task 2", "task 3"]
+    # what a device has added to a bank with one task, whose META it can't write
+    assert names_of(other({"tasks": whole[:1]}, updatable=True)) == [NAMES[0], "task 2", "task 3"]
 
 
 def test_a_product_is_evaluated_by_its_own_threshold(build: Path, data: Path) -> None:

@@ -103,7 +103,7 @@ def tiny_build(
     golden = rng.integers(-128, 128, (2, embedding.depth)).astype(np.int8)
     sections = {
         "LUT ": calibrated.table, **embedding.sections(), "THRS": np.array([threshold], np.uint32), **scorer.sections(),
-        "TEST": golden, "GOLD": _gold(scorer, golden),
+        "TEST": golden, "GOLD": _gold(scorer, golden), "META": pack_meta({"task": "tiny"}),
     }  # fmt: skip
     if tasks > 1:
         sections |= _several(graph, calibrated, embedding, scorer, threshold, tasks)

@@ -63,6 +63,7 @@ def _bank(path: Path) -> Shown:
 
 def _tasks(bank: Bank) -> list[dict[str, Any]]:
     """Every product of a bank: its name, images, threshold, and the bytes that are its own."""
+    from tinyvad.detectors.bank_tasks import task_entries
     from tinyvad.detectors.tasks import LEARNT
 
     thresholds = bank.sections.get("THRS")
@@ -70,7 +71,7 @@ def _tasks(bank: Bank) -> list[dict[str, Any]]:
         return []
     count = len(thresholds)
     table = bank.sections.get("TASK")
-    entries = bank.meta.get("tasks") or [{"name": bank.meta.get("task", "")}]
+    entries = task_entries(bank)
     own = [tag for tag in LEARNT[bank.header.kind] if tag in bank.sections]
     each = sum(bank.sections[tag].nbytes // count for tag in ("THRS", "TASK", "PROT", "LADR") if tag in bank.sections)
     rows = sum(bank.sections[tag].nbytes // len(bank.sections[tag]) for tag in own if tag != "TABL")

@@ -21,6 +21,7 @@ import numpy as np
 
 from tinyvad.bank import Bank
 from tinyvad.detectors import Scorer, check_bank
+from tinyvad.detectors.bank_tasks import task_entries
 from tinyvad.detectors.tasks import TaskScorers
 from tinyvad.embedding import Embedding, align_matrix
 from tinyvad.engines import Engine, open_engine
@@ -89,7 +90,7 @@ class Model:
     ) -> None:
         self.manifest, self.preprocessing, self.table, self.folder = manifest, preprocessing, table, folder
         self.embedding, self.scorers, self.engine, self.bank = embedding, scorers, engine, bank
-        self.task_names = task_names(bank, manifest["task"], len(scorers.scorers))
+        self.task_names = [entry["name"] for entry in task_entries(bank)]
         self._learner: Learner | None = None
 
     @property
@@ -204,7 +205,7 @@ class Model:
             return False
         _, self.scorers = check_bank(bank)
         self.bank = bank
-        self.task_names = task_names(bank, self.manifest["task"], len(self.scorers.scorers))
+        self.task_names = [entry["name"] for entry in task_entries(bank)]
         return True
 
     def mask(self, grid: np.ndarray, task: int = 0) -> np.ndarray:
@@ -269,22 +270,6 @@ def upsample_nearest(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(H, W) -> size, each cell's value over its area."""
     rows, columns = (np.arange(o) * g // o for g, o in zip(grid.shape, size, strict=True))
     return grid[rows][:, columns]
-
-
-def task_names(bank: Bank, default: str, count: int) -> list[str]:
-    """Names of a bank's tasks, from META; ``default`` for the only task of a bank whose META lists none.
-
-    Raises:
-        InputError: META does not name the ``count`` tasks, each once.
-    """
-    listed = bank.meta.get("tasks")
-    if listed is None and count == 1:
-        return [default]
-    entries = listed if isinstance(listed, list) else []
-    names = [str(entry["name"]) for entry in entries if isinstance(entry, dict) and "name" in entry]
-    if len(names) != count or len(set(names)) != count:
-        raise InputError(f"{bank.name}: META names tasks {names}, the bank has {count}; make the build again")
-    return names
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from tinyvad import slots
 from tinyvad.bank import Bank
 from tinyvad.continual.next_bank import check_room, forget_task, learn_task
 from tinyvad.continual.opened_bank import NewImages, Next, Opened, Settings, open_tasks
+from tinyvad.detectors.bank_tasks import task_entries
 from tinyvad.errors import InputError
 from tinyvad.files import write_bytes
 from tinyvad.fitting import TapStore, shifted_copies
@@ -237,7 +238,7 @@ class Learner:
         for path in firmware.parent.glob(f".{firmware.name}.*"):  # left by a writer that died
             path.unlink()
         banks = [slot.bank for name in self.models for slot in slots.look(self.folder, name) if slot.bank is not None]
-        named = {entry.get("state") for bank in banks for entry in bank.meta.get("tasks", [])}
+        named = {entry.get("state") for bank in banks for entry in task_entries(bank)}
         for path in (self.folder / slots.STATES).glob("*.npz"):
             if f"{slots.STATES}/{path.name}" not in named:
                 path.unlink()
@@ -249,7 +250,7 @@ class Learner:
         raw = 0 if number is None else int(bank.sections["THRS"][number])
         tasks = [
             {"name": entry["name"], "images": int(row[2])}
-            for entry, row in zip(bank.meta["tasks"], bank.sections["TASK"], strict=True)
+            for entry, row in zip(task_entries(bank), bank.sections["TASK"], strict=True)
         ]
         return Learnt(str(self.folder), task, bank.header.generation, tasks, bank.nbytes, self.slot_bytes, new_task, images,
                       known, raw, float(self.models["int8"].real(np.array(raw))), gives_way, skipped or [])  # fmt: skip

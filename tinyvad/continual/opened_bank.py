@@ -14,7 +14,7 @@ import numpy as np
 
 from tinyvad.bank import Bank
 from tinyvad.detectors import Scorer, check_bank
-from tinyvad.detectors.bank_tasks import BankTask, Learning, bank_of_tasks
+from tinyvad.detectors.bank_tasks import BankTask, Learning, bank_of_tasks, task_entries
 from tinyvad.detectors.task_gaussians import TaskStatistics
 from tinyvad.embedding import Embedding
 from tinyvad.errors import CheckFailed, InputError
@@ -97,26 +97,13 @@ def open_tasks(bank: Bank, layers: Sequence[str]) -> Opened:
         raise InputError(f"{bank.name}: no section PROT, so no second product can be told apart; make the build again")
     table, ladders = bank.sections["TASK"], bank.sections.get("LADR")
     tasks = []
-    for i, (entry, row) in enumerate(zip(_entries(bank, len(table)), table, strict=True)):
+    for i, (entry, row) in enumerate(zip(task_entries(bank), table, strict=True)):
         steps = None if ladders is None else ladders[i]
         tasks.append(BankTask(entry["name"], int(row[2]), int(found.thresholds[i]), entry["threshold_rule"],
                               found.prototypes[i], steps, entry["state"]))  # fmt: skip
     learning = Learning(*(int(n) for n in bank.sections["LRN "][:5])) if "LRN " in bank.sections else None
     embedding = Embedding.from_sections(bank.sections, bank.header.grid_size, layers)
     return Opened(bank, embedding, tuple(tasks), found.scorers, learning)
-
-
-def _entries(bank: Bank, count: int) -> list[dict[str, Any]]:
-    """META's row of every task, checked."""
-    entries = bank.meta.get("tasks")
-    kinds: dict[str, Any] = {"name": str, "threshold_rule": str, "state": (str, type(None))}
-    right = isinstance(entries, list) and len(entries) == count and all(
-        isinstance(entry, dict) and all(name in entry and isinstance(entry[name], kind) for name, kind in kinds.items())
-        for entry in entries
-    )  # fmt: skip
-    if not right or not isinstance(entries, list):
-        raise InputError(f"{bank.name}: META does not describe its {count} tasks; make the build again")
-    return entries
 
 
 def too_large(tasks: int, nbytes: int, limit: int) -> CheckFailed:

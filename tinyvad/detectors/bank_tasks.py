@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from tinyvad.bank import Header, pack_meta, write_bank
+from tinyvad.bank import Bank, Header, pack_meta, write_bank
 from tinyvad.detectors import Scorer
 from tinyvad.detectors.tasks import TASK_SECTIONS, join_tasks
+from tinyvad.errors import InputError
 
 SHARED = ("LUT ", "TAPS", "STEP")  # of the embedding, the same for all tasks and generations
 
@@ -93,3 +94,27 @@ def bank_of_tasks(
     ]
     sections["META"] = pack_meta({**meta, "task": tasks[0].name, "tasks": named})
     return write_bank(header, sections, ("LUT ", "TAPS", "THRS", *TASK_SECTIONS, *scorers[0].required))
+
+
+def task_entries(bank: Bank) -> list[dict[str, Any]]:
+    """META's row of every task: ``name``, ``threshold_rule`` and ``state``, checked.
+
+    A device that learns can't write META: the tasks that it has added are called "task 2" and so on, like all tasks of a
+    bank whose META lists none.
+
+    Raises:
+        InputError: META lists other tasks than the bank has, or two of one name.
+    """
+    count, meta = len(bank.sections["THRS"]), bank.meta
+    listed = meta.get("tasks", [{"name": meta["task"]}] if "task" in meta else [])
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    if bank.header.updatable or "tasks" not in meta:
+        rule = "learnt on the device" if bank.header.updatable else ""
+        unnamed = range(len(entries) + 1, count + 1)
+        entries += [{"name": f"task {i}", "threshold_rule": rule} for i in unnamed]
+    entries = [{"name": None, "threshold_rule": "", "state": None, **entry} for entry in entries]
+    kinds: dict[str, Any] = {"name": str, "threshold_rule": str, "state": (str, type(None))}
+    right = all(isinstance(entry[name], kind) for entry in entries for name, kind in kinds.items())
+    if not right or len(entries) != count or len({entry["name"] for entry in entries}) != count:
+        raise InputError(f"{bank.name}: META does not describe its {count} tasks; make the build again")
+    return entries
