@@ -43,6 +43,9 @@ bench: $(DEV)
 	  --core cortex-m0plus --core cortex-m55 --sums --out benchmarks/results/kernels.md
 	$(BIN)/python benchmarks/firmware_table.py --data $(DATA) --category bottle --category toothbrush --category casting \
 	  --also bottle,rp2040 --also bottle,corstone-300 --also bottle,stm32f746,320x240-rgb565 --out benchmarks/results
+	$(BIN)/python benchmarks/learning.py --out benchmarks/results/learning.md
+	$(BIN)/tinyvad bench continual benchmarks/grids/six_products.toml
+	$(BIN)/tinyvad bench continual benchmarks/grids/drift.toml
 	$(BIN)/python benchmarks/backbone_table.py --data $(DATA) --teacher $(BACKBONE) --out benchmarks/results
 
 firmware-tools:
