@@ -134,6 +134,8 @@ def of_tasks(small: Small) -> Iterator[tuple[str, bytes]]:
         kept = {tag: array for tag, array in {**sections, **one}.items() if tag in sections}
         if kind.startswith("PAD"):
             kept["TABL"] = sections["TABL"][: len(sections["TABL"]) // count]
+        if kind == "PQPC":
+            kept |= {tag: sections[tag][: len(sections[tag]) // count] for tag in ("INDX", "CBK ")}
         for gone in ((), ("GOLD", "TEST"), ("TASK", "GOLD", "TEST"), ("PROT", "GOLD", "TEST"),
                      ("TASK", "PROT", "GOLD", "TEST")):  # fmt: skip
             yield f"one task of {rows} rows, no {gone}", _write(small, {t: a for t, a in kept.items() if t not in gone})
@@ -143,7 +145,35 @@ def of_tasks(small: Small) -> Iterator[tuple[str, bytes]]:
         if kind == "CORE":
             extended |= {"BANK": np.resize(sections["BANK"], (tasks, 12)), "CFG ": np.array([tasks, 12, 0, 8], np.int32)}
             extended["LADR"] = np.resize(sections["LADR"], (tasks, *sections["LADR"].shape[1:]))
+        if kind == "PQPC":
+            subspaces, bits = sections["CFG "][2:].tolist()
+            extended |= {"CODE": np.resize(sections["CODE"], (tasks, *sections["CODE"].shape[1:])),
+                         "CFG ": np.array([tasks, 12, subspaces, bits], np.int32),
+                         "INDX": np.resize(sections["INDX"], 12 * tasks),
+                         "CBK ": np.resize(sections["CBK "], (subspaces * tasks, *sections["CBK "].shape[1:]))}
+            extended["LADR"] = np.resize(sections["LADR"], (tasks, *sections["LADR"].shape[1:]))
         yield f"{tasks} tasks", _write(small, extended)
+    if kind == "PQPC":
+        yield from _of_codebooks(small)
+
+
+def _of_codebooks(small: Small) -> Iterator[tuple[str, bytes]]:
+    """Codebooks and channel orders of too few, too many and other tasks; the last task's order is no permutation."""
+    sections, count = small.sections, len(small.sections["TASK"])
+    subspaces = int(sections["CFG "][2])
+    for tasks in range(1, 2 * count + 1):
+        for tag, each in (("INDX", 12), ("CBK ", subspaces)):
+            resized = np.resize(sections[tag], (each * tasks, *sections[tag].shape[1:]))
+            yield f"{tag} of {tasks} tasks", _write(small, {**sections, tag: resized})
+    yield "INDX in rows", _write(small, {**sections, "INDX": sections["INDX"].reshape(count, 12)})
+    yield "CBK in rows", _write(small, {**sections, "CBK ": sections["CBK "].reshape(count * subspaces, -1)})
+    for at in range(0, 12 * count, 5):
+        for other in (0, 12, 12 * (count - 1), 12 * count - 1):
+            doubled, moved = sections["INDX"].copy(), sections["INDX"].copy()
+            doubled[at] = doubled[other]
+            moved[[at, other]] = moved[[other, at]]
+            yield f"INDX [{at}] is that of {other}", _write(small, {**sections, "INDX": doubled})
+            yield f"INDX [{at}] and {other} swapped", _write(small, {**sections, "INDX": moved})
 
 
 def _write(small: Small, sections: dict[str, np.ndarray]) -> bytes:

@@ -96,8 +96,11 @@ def triangular(
     )  # fmt: skip
 
 
-def quantised(rng: np.random.Generator, rows: int, depth: int, subspaces: int, bits: int) -> PatchCoreLiteScorer:
-    centroids = min(1 << bits, rows)
+def quantised(
+    rng: np.random.Generator, rows: int, depth: int, subspaces: int, bits: int, centroids: int | None = None
+) -> PatchCoreLiteScorer:
+    """A scorer with random codebooks; ``centroids`` None: as many as there are rows, up to all that the bits name."""
+    centroids = min(1 << bits, rows) if centroids is None else centroids
     books = rng.integers(-128, 128, (subspaces, centroids, depth // subspaces)).astype(np.int8)
     codes = rng.integers(0, centroids, (rows, subspaces)).astype(np.uint8)
     return PatchCoreLiteScorer(ProductQuantizer(books, rng.permutation(depth).astype(np.uint16), bits), codes, 0.25)
@@ -134,7 +137,7 @@ def bank_of_tasks(
     """A bank of several tasks, its sections put together by the words of the SPEC."""
     grid, count, kind = embedding.grid, len(scorers), scorers[0].kind
     parts = [scorer.sections() for scorer in scorers]
-    learnt = ("MEAN", "SCAL", "TABL", "CHOL") if kind.startswith("PAD") else ("BANK", "CODE")
+    learnt = ("MEAN", "SCAL", "TABL", "CHOL") if kind.startswith("PAD") else ("BANK", "CODE", "INDX", "CBK ")
     sections = {tag: np.concatenate([p[tag] for p in parts]) if tag in learnt else a for tag, a in parts[0].items()}
     each = [len(p["MEAN" if kind.startswith("PAD") else "BANK" if kind == "CORE" else "CODE"]) for p in parts]
     if not kind.startswith("PAD"):
@@ -191,7 +194,7 @@ def every_kind(rng: np.random.Generator, grid: tuple[int, int] = (3, 4)) -> dict
 
 
 def every_kind_of_tasks(rng: np.random.Generator, count: int, grid: tuple[int, int] = (3, 4)) -> dict[str, Small]:
-    """``every_kind`` with ``count`` tasks that share projection, chosen channels and codebooks."""
+    """``every_kind`` with ``count`` tasks that share projection and chosen channels."""
     e = small_embedding(rng, grid, (5, 4, 3))
 
     def gaussians(values: int, bits: int, mode: int) -> list[Scorer]:
@@ -202,15 +205,13 @@ def every_kind_of_tasks(rng: np.random.Generator, count: int, grid: tuple[int, i
         return [memory(rng, int(rows), 12) for rows in rng.integers(1, 20, count)]
 
     def quantisers(centroids: int, subspaces: int, bits: int) -> list[Scorer]:
-        first = quantised(rng, centroids, 12, subspaces, bits)  # as many centroids as rows, up to all that the bits name
-        number = first.quantizer.codebooks.shape[1]
-        codes = [rng.integers(0, number, (int(rows), subspaces)).astype(np.uint8) for rows in rng.integers(1, 40, count)]
-        return [PatchCoreLiteScorer(first.quantizer, one, 0.25) for one in codes]
+        made = [quantised(rng, int(rows), 12, subspaces, bits, centroids) for rows in rng.integers(1, 40, count)]
+        return list(made)
 
     kinds: dict[str, list[Scorer]] = {
         "padim-lite": gaussians(12, 0, 0), "padim-lite chosen": gaussians(5, 0, 1), "padim chosen": gaussians(11, 8, 1),
         "padim-compact": gaussians(10, 4, 2), "padim-compact 8 bits": gaussians(3, 8, 2), "patchcore": memories(),
-        "patchcore-lite": quantisers(300, 4, 8), "patchcore-lite 4 bits": quantisers(7, 6, 4),
+        "patchcore-lite": quantisers(256, 4, 8), "patchcore-lite 4 bits": quantisers(7, 6, 4),
         "patchcore-lite of one centroid": quantisers(1, 3, 8),
     }  # fmt: skip
     return {name: bank_of_tasks(rng, e, scorers) for name, scorers in kinds.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,9 @@ import tinyvad
 from tinyvad import slots
 from tinyvad.bank import open_bank
 from tinyvad.continual.learn import Learner, image_key
+from tinyvad.continual.next_memory import even
 from tinyvad.continual.watch import images_to_learn, watch
+from tinyvad.detectors.patchcore import PatchCoreLite
 from tinyvad.errors import CheckFailed, InputError
 from tinyvad.inspection import inspect
 from tinyvad.verify import bank_self_test, changed_files
@@ -115,7 +118,7 @@ def test_memory_banks_share_their_rows(build, images):
     before = first.scorers.scorers
     names = ["part"]
     for name in ("red", "dark", "negative"):
-        result = learner.learn(name, images[name])
+        result = learner.learn(name, images[name][:4])
         names.append(name)
         model = tinyvad.load(build)
         share = total // len(names)
@@ -173,7 +176,7 @@ def test_an_old_product_without_its_state_says_so(build, images):
     learner.learn("red", images["red"][:4])
     shutil.rmtree(build / "learn")
     before = files(build)
-    with pytest.raises(InputError, match=r"learn/int8-1\.npz: .*forget the product and learn it anew"):
+    with pytest.raises(InputError, match=r"learn/int8-1\.npz: .*under another name and forget this one"):
         learner.learn("red", images["red"][4:])
     assert files(build) == before
     learner.learn("dark", images["dark"])  # adding products needs no state
@@ -195,22 +198,24 @@ def test_one_image_gets_its_threshold_from_shifted_copies(build, images):
 
 @pytest.mark.parametrize("method", [PADIM, LITE])
 def test_a_pause_between_processes_changes_no_byte(method, builds, images, tmp_path):
-    """Five products, then the sixth in a process of its own, equal six in one; without the old images and states."""
-    names = ["red", "dark", "negative", "turned", "green"]
+    """The last of several products in a process of its own equals all in one; without the old images and states."""
+    names = ["red", "dark", "negative", "turned", "green"][: 5 if method == PADIM else 3]
+    count = len(images["red"]) if method == PADIM else 3  # codebooks take their time
     folders = [copy(builds[method], tmp_path / name) for name in ("paused", "at-once")]
     learners = [Learner(folder) for folder in folders]
-    for name in names[:4]:
+    for name in names[:-1]:
         for learner in learners:
-            learner.learn(name, images[name])
+            learner.learn(name, images[name][:count])
     for path in (folders[0] / "learn").glob("*.npz"):
         path.unlink()
-    data = save(images[names[4]], tmp_path / "images")
-    result = cli("learn", folders[0], "--data", data, "--task", names[4], "--json")
+    data = save(images[names[-1]][:count], tmp_path / "images")
+    result = cli("learn", folders[0], "--data", data, "--task", names[-1], "--json")
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["generation"] == 5
-    learners[1].learn(names[4], images[names[4]])
+    assert json.loads(result.stdout)["generation"] == len(names)
+    learners[1].learn(names[-1], images[names[-1]][:count])
     paused, at_once = (files(folder) for folder in folders)
-    for name in ("bank.tvb", "bank.1.tvb", "bank_onnx.tvb", "bank_onnx.1.tvb", "firmware/bank.tvb", "learn/int8-5.npz"):
+    for name in ("bank.tvb", "bank.1.tvb", "bank_onnx.tvb", "bank_onnx.1.tvb", "firmware/bank.tvb",
+                 f"learn/int8-{len(names)}.npz"):  # fmt: skip
         assert paused[name] == at_once[name], name
 
 
@@ -234,10 +239,62 @@ def _set_slot(build: Path, limit: int) -> None:
     (build / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.parametrize("build", [LITE], indirect=True)
+def test_a_new_product_has_the_codebooks_of_a_bank_of_its_own(build, images):
+    """Codebooks, channel order, codes and scores are those of the product alone, the first product's stay as they were."""
+    before = tinyvad.load(build)
+    settings = before.manifest["method"]["settings"]
+    share = int(before.bank.sections["LRN "][2]) // 2
+    assert (settings["bits"], before.bank.sections["CBK "].shape[1]) == (4, 16)  # eight products' 8-bit ones: no room
+    Learner(build).learn("red", images["red"])
+    model = tinyvad.load(build)
+    e = embeddings(model, images["red"])
+    alone = PatchCoreLite(**{**settings, "bank_size": share}, step=model.scorers.scorers[0].unit).fit([e]).to_scorer()
+    first, second = model.scorers.scorers
+    for mine, other in ((second, alone), (first, before.scorers.scorers[0])):
+        assert np.array_equal(mine.quantizer.codebooks, other.quantizer.codebooks)
+        assert np.array_equal(mine.quantizer.indices, other.quantizer.indices)
+        assert np.array_equal(mine.codes, other.codes[:share])
+    assert not np.array_equal(first.quantizer.codebooks, second.quantizer.codebooks)
+    probe = embeddings(model, images["red"][:, ::-1] // 2)
+    assert np.array_equal(second.score(probe), alone.score(probe))
+    assert second.scratch_bytes() == before.scorers.scorers[0].scratch_bytes()  # RAM is as it was planned
+
+
+@pytest.mark.parametrize("build", [LITE], indirect=True)
+def test_a_slot_without_room_for_more_codebooks_says_so(build, images):
+    _set_slot(build, current(build).nbytes)
+    learner = Learner(build)
+    for name in ("red", "dark", "negative", "turned", "green"):
+        before = files(build)
+        try:
+            result = learner.learn(name, images[name][:2])
+        except CheckFailed as error:
+            assert re.match(r"bank of \d products [\d,]+ B > [\d,]+ B of its slot: make room with .*--forget", str(error))
+            assert files(build) == before
+            break
+        assert result.bank_bytes <= learner.slot_bytes
+    else:
+        raise AssertionError("five products' codebooks fitted")
+    assert name not in ("red", "green")  # one fits, not all do
+    model = tinyvad.load(build)
+    assert bank_self_test(model) == "passed"
+    assert model.task_names[:2] == ["part", "red"]
+    assert {p.task for p in model.predict(list(images["red"][:2]))} == {"red"}
+
+
+def test_an_even_share_is_the_largest():
+    for rows, most in (([10, 2, 7], 15), ([5, 5, 5], 14), ([3, 9], 100), ([4], 3), ([4, 4], 1), ([9, 1, 1], -5)):
+        fitting = [share for share in range(max(rows) + 1) if sum(min(one, share) for one in rows) <= most]
+        assert even(rows, most) == max(fitting, default=0)
+
+
 @pytest.mark.parametrize("build", [CORE, LITE], indirect=True)
 def test_a_memory_bank_keeps_within_its_slot_to_the_byte(build, images):
-    """A slot with hardly more room than the bank has: rows give way, by what is needed and not more."""
-    limit = current(build).nbytes + 700
+    """A slot with hardly more room than the bank and the new products' codebooks have: rows give way, by what is needed."""
+    sections = current(build).sections
+    books = sections["CBK "].nbytes + sections["INDX"].nbytes if "CBK " in sections else 0
+    limit = current(build).nbytes + 2 * books + 700
     _set_slot(build, limit)
     learner = Learner(build)
     for name in ("red", "dark"):
@@ -373,6 +430,18 @@ def test_inspect_a_bank(build, images):
     own = sum(sections[tag].nbytes for tag in ("MEAN", "SCAL", "TABL", "CHOL", "TASK", "PROT", "THRS"))
     assert first["bytes"] + second["bytes"] == own
     assert "red" in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize("build", [CORE, LITE], indirect=True)
+def test_inspect_a_memory_bank(build, images):
+    Learner(build).learn("red", images["red"][:2])
+    value, _ = inspect(build / "bank.1.tvb")
+    sections = open_bank(build / "bank.1.tvb").sections
+    own = sum(sections[tag].nbytes for tag in ("BANK", "CODE", "INDX", "CBK ", "TASK", "PROT", "THRS", "LADR")
+              if tag in sections)  # fmt: skip
+    first, second = value["tasks"]
+    assert first["bytes"] + second["bytes"] == own
+    assert first["rows"] + second["rows"] == sections["CFG "][0]
 
 
 def test_model_learn_updates_disk_and_memory(build, images, tmp_path):

@@ -247,6 +247,17 @@ def test_sizes_follow_the_stated_rule():
     assert lite_size_for_budget(10 << 20, 80, most_rows=7000) == (7000, 40, 8)
 
 
+def test_each_of_several_products_has_codebooks_in_its_part_of_the_bytes():
+    """Six products of 80 values: 8-bit codebooks of 20,480 B and an order of 160 B each; 24 B are shared."""
+    assert lite_size_for_budget((128 << 10), 80, 10_000, 6) == (6 * ((21_841 - 160 - 1280) // 20), 40, 4)
+    assert lite_size_for_budget(24 + 6 * (160 + 2 * 20_480) - 1, 80, 10_000, 6)[1:] == (40, 4)
+    rows, subspaces, bits = lite_size_for_budget(24 + 6 * (160 + 2 * 20_480), 80, 10_000, 6)
+    assert (rows, subspaces, bits) == (10_000, 10, 8)  # 2,048 rows each of 10 B; of 16 B no 1,666
+    with pytest.raises(CheckFailed, match="a Lite bank of 6 products of 80 values needs 10584 B; raise --bank-bytes"):
+        lite_size_for_budget(10_583, 80, 10_000, 6)
+    assert lite_size_for_budget(10_584, 80, 10_000, 6) == (96, 40, 4)
+
+
 def test_bad_input_is_named(rng):
     x = maps(rng, 2)
     for stream, words in (

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from tinyvad.detectors.coreset import farthest_first, farthest_first_reference
 from tinyvad.detectors.nearest import PatchCoreLiteScorer
-from tinyvad.detectors.patchcore import PatchCore
+from tinyvad.detectors.patchcore import PatchCore, PatchCoreLite
 from tinyvad.detectors.product_quantizer import ProductQuantizer, fit_quantizer
 from tinyvad.detectors.task_memory import (
+    choose,
     cut,
     extend,
     ladder,
@@ -74,7 +75,7 @@ def test_a_cut_is_the_smaller_selection(rng):
 
 def test_quantised_candidates_are_selected_as_decoded_vectors(rng, quantizer):
     x = maps(rng, 20)
-    memory = select([x], 50, 10_000, 0, quantizer)
+    memory = choose(None, x.reshape(-1, 12), 20, 50, quantizer)
     decoded = quantizer.decode(quantizer.encode(x.reshape(-1, 12)))
     np.testing.assert_array_equal(memory.rows, decoded[farthest_first_reference(decoded, 50).order])
     np.testing.assert_array_equal(quantizer.decode(memory.codes), memory.rows)
@@ -82,12 +83,30 @@ def test_quantised_candidates_are_selected_as_decoded_vectors(rng, quantizer):
     np.testing.assert_array_equal(cut(memory, 9).codes, memory.codes[:9])
 
 
+def test_a_new_task_has_codebooks_of_its_own_and_keeps_them(rng, quantizer):
+    """Rows, codebooks and codes are those of PatchCoreLite; more images are encoded with them, none trained anew."""
+    x, more = maps(rng, 20), maps(rng, 4, 40)
+    train = lambda rows, candidates: fit_quantizer(rows, 4, 4, np.random.default_rng(3), candidates)  # noqa: E731
+    memory = select([x], 50, 100, 3, train)
+    alone = PatchCoreLite(50, 4, 4, max_candidates=100, seed=3).fit([x])
+    np.testing.assert_array_equal(memory.codes, alone.codes_)
+    np.testing.assert_array_equal(memory.quantizer.codebooks, alone.quantizer_.codebooks)
+    np.testing.assert_array_equal(memory.quantizer.indices, alone.quantizer_.indices)
+    np.testing.assert_array_equal(memory.rows, alone.quantizer_.decode(alone.codes_))
+    grown = extend(memory, [more], 60, 10_000, 0)
+    assert grown.quantizer is memory.quantizer and len(grown.rows) == 60
+    np.testing.assert_array_equal(grown.quantizer.decode(grown.codes), grown.rows)
+    decoded = memory.quantizer.decode(memory.quantizer.encode(more.reshape(-1, 12)))
+    together = np.concatenate([memory.rows, decoded])
+    np.testing.assert_array_equal(grown.rows, together[farthest_first(together, 60, 0).order])
+
+
 @pytest.mark.parametrize("coded", [False, True])
 def test_images_that_bring_nothing_new_change_no_row(rng, quantizer, coded):
     coder = quantizer if coded else None
     x = maps(rng, 5)
-    whole = select([x], 500, 10_000, 0, coder)  # every distinct vector
-    again = extend(whole, [x[2:4]], 500, 10_000, 0, coder)
+    whole = choose(None, x.reshape(-1, 12), 5, 500, coder)  # every distinct vector
+    again = extend(whole, [x[2:4]], 500, 10_000, 0)
     np.testing.assert_array_equal(again.rows, whole.rows)
     assert again.images == 7
     if coded:
@@ -140,7 +159,7 @@ def test_sizes_of_a_ladder():
 @pytest.mark.parametrize("coded", [False, True])
 def test_nested_scores_are_searches_of_every_prefix(rng, quantizer, coded):
     x, probe = maps(rng, 20), maps(rng, 7, 5)
-    memory = select([x], 60, 10_000, 0, quantizer if coded else None)
+    memory = choose(None, x.reshape(-1, 12), 20, 60, quantizer if coded else None)
     sizes = [90, *ladder_sizes(60)]
     scores = nested_scores(memory, sizes, np.split(probe, [2]))
     assert scores.shape == (len(sizes), 7) and scores.dtype == np.int64

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_banks import Small, bank_of_tasks, every_kind, every_kind_of_tasks, memory, small_embedding
+from small_banks import Small, bank_of_tasks, every_kind, every_kind_of_tasks, memory, quantised, small_embedding
 
 from tinyvad.bank import read_bank, restamp, write_bank
 from tinyvad.detectors import check_bank, parts_scratch, score_bytes
@@ -97,6 +97,13 @@ def test_tasks_that_share_too_little_are_not_joined() -> None:
         join_tasks([a, b], [1, 1], rng.integers(0, 9, (2, 3)))
 
 
+def test_codebooks_of_other_shapes_are_not_joined() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (quantised(rng, 9, 12, 4, 8, centroids) for centroids in (9, 8))
+    with pytest.raises(InputError, match="differ in the shape of section CBK ; learn them with one build"):
+        join_tasks([a, b], [1, 1], rng.integers(0, 9, (2, 3)))
+
+
 def test_the_scratch_holds_a_signature() -> None:
     """Of a wide last tap it is larger than the vector of a memory bank's scorer: 4 * 40 against 2 * 41 bytes."""
     rng = np.random.default_rng(0)
@@ -126,7 +133,11 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("padim-compact", "LADR", lambda a: np.ones((3, 1, 2), np.uint32), "LADR: uint32(3, 1, 2) in a PADC bank"),
     ("padim-compact", "LRN ", lambda a: a + np.arange(8, dtype=a.dtype), "section LRN : the last three numbers are not 0"),
     ("padim-compact", "LRN ", lambda a: a[:7], "section LRN : uint32(7,), expected uint32(8,)"),
-    ("patchcore-lite", "CBK ", lambda a: np.resize(a, (4, 257, 3)), "section CBK : 257 centroids, codes of 8 bits"),
+    ("patchcore-lite", "CBK ", lambda a: np.resize(a, (12, 257, 3)), "section CBK : 257 centroids, codes of 8 bits"),
+    ("patchcore-lite", "CBK ", lambda a: a[:-1], "section CBK : shape (11, 256, 3) does not go with 3 tasks;"),
+    ("patchcore-lite", "CBK ", lambda a: a[:-3], "section CBK : int8(3, 256, 3), expected int8(4, 256, 3)"),
+    ("patchcore-lite", "INDX", lambda a: np.resize(a, 12), "section INDX: uint16(4,), expected uint16(12,)"),
+    ("patchcore-lite", "INDX", lambda a: np.where(np.arange(36) == 35, a[34], a), "INDX: not a permutation of 0..11"),
     ("patchcore", "GOLD", lambda a: a + np.array([3, 0, 0], a.dtype), "GOLD names a task"),
 ]  # fmt: skip
 
@@ -144,11 +155,10 @@ def test_what_is_wrong_is_named(name: str, tag: str, change: Any, words: str) ->
 
 
 def test_a_codebook_may_have_fewer_centroids_than_rows() -> None:
-    """Rows of later tasks use the first one's codebook, whatever their number."""
     small = every_kind_of_tasks(np.random.default_rng(0), 5)["patchcore-lite 4 bits"]
     assert small.sections["CBK "].shape[1] == 7 < small.sections["CFG "][0]
     loaded(small)
-    loaded(small, **{"CBK ": np.resize(small.sections["CBK "], (6, 16, 2))})
+    loaded(small, **{"CBK ": np.resize(small.sections["CBK "], (5 * 6, 16, 2))})
 
 
 def test_restamp_changes_generation_and_header_crc_alone() -> None:

@@ -106,6 +106,11 @@ def test_names_come_from_the_bank(build: Path) -> None:
     assert names_of(other({"task": "a"})) == ["a", "task 2", "task 3"]
     # what a device has added to a bank with one task, whose META it can't write
     assert names_of(other({"tasks": whole[:1]}, updatable=True)) == [NAMES[0], "task 2", "task 3"]
+    called = {"tasks": [{**whole[0], "name": "task 3"}]}
+    assert names_of(other(called, updatable=True)) == ["task 3", "task 2", "task 3 (3)"]
+    for wrong in ([3, whole[0], whole[1]], [whole[0], None], [[]]):
+        with pytest.raises(InputError, match="META does not describe its 3 tasks"):
+            names_of(other({"tasks": wrong}, updatable=True))
 
 
 def test_a_product_is_evaluated_by_its_own_threshold(build: Path, data: Path) -> None:

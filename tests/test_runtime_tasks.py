@@ -24,7 +24,6 @@ from small_banks import (
 
 from tinyvad.bank import read_bank, write_bank
 from tinyvad.detectors import Scorer, check_bank, parts_scratch, score_bytes
-from tinyvad.detectors.nearest import PatchCoreLiteScorer
 from tinyvad.embedding import Embedding, Tap
 
 PATHS = pytest.mark.parametrize("flags", [(), DSP], ids=["plain", "dsp"])
@@ -85,10 +84,11 @@ def test_tasks_of_any_shape(
     elif kind == "memory":
         scorers = [memory(rng, int(rows), e.depth) for rows in rng.integers(1, 9, count)]
     else:
-        book = quantised(rng, int(rng.integers(1, 20)), e.depth, e.depth, 8).quantizer
-        shape = (int(rng.integers(1, 9)), e.depth)
-        codes = [rng.integers(0, book.codebooks.shape[1], shape).astype(np.uint8) for _ in range(count)]
-        scorers = [PatchCoreLiteScorer(book, one, 0.25) for one in codes]
+        divisors = [m for m in range(1, e.depth + 1) if e.depth % m == 0]
+        subspaces, bits = int(rng.choice(divisors)), int(rng.choice([4, 8]))
+        centroids = int(rng.integers(1, 17 if bits == 4 else 257))
+        rows = rng.integers(1, 9, count)
+        scorers = [quantised(rng, int(each), e.depth, subspaces, bits, centroids) for each in rows]
     small = bank_of_tasks(rng, e, scorers, golden=2)
     check(small, small.maps(rng), flags)
 

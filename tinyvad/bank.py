@@ -280,10 +280,10 @@ def restamp(data: bytes, generation: int) -> bytes:
 def pack_meta(meta: Mapping[str, Any]) -> np.ndarray:
     """JSON for META, (n,) uint8, keys sorted; InputError for what is no JSON value (NaN is none)."""
     try:
-        text = json.dumps(dict(meta), sort_keys=True, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(dict(meta), sort_keys=True, allow_nan=False, ensure_ascii=False).encode("utf-8")
     except (TypeError, ValueError) as error:
         raise InputError(f"META cannot be written as JSON ({error}); store plain values") from error
-    return np.frombuffer(text.encode("utf-8"), np.uint8)
+    return np.frombuffer(text, np.uint8)
 
 
 def pack_nibbles(values: np.ndarray) -> np.ndarray:

@@ -35,6 +35,7 @@ from tinyvad.build_report import BuildFacts, make_cases, make_report
 from tinyvad.calibration import CALIBRATION_IMAGES, quantize_on
 from tinyvad.choosing import Choice, Chooser
 from tinyvad.continual.learn import KEYS, image_key, pack_state, state_name
+from tinyvad.continual.next_bank import HELD
 from tinyvad.detectors import METHODS, Scorer
 from tinyvad.detectors.bank_tasks import BankTask, Learning, bank_of_tasks
 from tinyvad.detectors.device_learning import workspace_bytes
@@ -133,6 +134,8 @@ def build(project: Project, progress: Progress | None = None) -> list[Built]:
         _check_frame(project.frame, target)
     several = len(datasets) > 1
     for dataset in datasets:
+        if any("\ud800" <= letter <= "\udfff" for letter in dataset.name):
+            raise InputError(f"folder {dataset.name!a}: its name is no text, and so no name of a product; rename it")
         if several and (Path(dataset.name).name != dataset.name or dataset.name in (".", "..")):
             raise InputError(f"{dataset.root}: category {dataset.name!r} is no plain folder name; rename it")
         _check_out(project.out / dataset.name if several else project.out, project.data)
@@ -222,9 +225,10 @@ class _Build:
         self.engines: dict[str, Engine] = {"int8": self.engine, "onnx": OnnxEngine(files["onnx"], threads())}
         stores, samples = self.features()
         self.n_good = stores["int8"].count
+        self.limit = self.bank_limit()
         self.plan = fitting.plan_method(
-            self.project.method, self.tensors, self.preprocessing.height, self.n_good, self.bank_limit(),
-            self.project.grid, self.project.dimensions, self.project.seed, self.project.tasks,
+            self.project.method, self.tensors, self.preprocessing.height, self.n_good, self.limit, self.project.grid,
+            self.project.dimensions, self.project.seed, self.project.tasks, self.limit != self.project.bank_bytes,
         )  # fmt: skip
         fitted = {name: self.fit(name, store, samples) for name, store in stores.items()}
         with new_folder(out, MANIFEST) as folder:
@@ -253,11 +257,11 @@ class _Build:
     def slot_bytes(self) -> int:
         """Bytes that the bank may have as it learns: the user's bound, else what the planned products take at most.
 
-        A build for one product may use all that the target's flash leaves.
+        Never more than the target's flash leaves; a build for one product may use all of that.
         """
-        if self.project.tasks > 1:
-            return self.project.bank_bytes or self.plan.bank_bytes
-        return self.bank_limit() or fitting.DEFAULT_BANK_BYTES
+        if self.project.tasks > 1 and self.project.bank_bytes is None:
+            return self.plan.bank_bytes
+        return self.limit or fitting.DEFAULT_BANK_BYTES
 
     def quantize(self, graph: Graph) -> Graph:
         """The int8 graph, calibrated on evenly chosen good images; sets ``table``, the network's input of every pixel."""
@@ -382,6 +386,12 @@ class _Build:
         if self.project.tasks == 1:
             return None
         arrays = {} if fitted.statistics is None else fitted.statistics.arrays()
+        if fitted.statistics is not None and self.project.threshold != "f1":
+            folds = fitting.deal(fitted.images)  # as ``fit_and_hold_out`` deals them; a single image has shifted copies
+            knew = np.full(len(fitted.held_out), 1)
+            for fold in folds if fitted.images > 1 else ():
+                knew[fold] = fitted.images - len(fold)
+            arrays[HELD] = np.stack([knew, fitted.held_out], 1).astype(np.int64)
         if name == "int8":
             arrays[KEYS] = np.unique(np.array(self.keys, np.uint64))
         if not arrays:

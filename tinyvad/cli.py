@@ -396,7 +396,15 @@ def learn(
         return
     assert data is not None and task is not None
     if watch:
-        log = lambda found: click.echo(_learnt_line(found), err=True)  # noqa: E731
+        told: list[tuple[str, str]] = []
+
+        def log(found: Any) -> None:
+            for path, reason in found.skipped[len(told) :]:
+                click.echo(f"skipped {path}: {reason}", err=True)
+            told.extend(found.skipped[len(told) :])
+            click.echo(_learnt_line(found), err=True)
+
+        _end_like_ctrl_c()
         last = run(Learner(build_folder), data, task, batch or BATCH, on_error or "skip", log)
         value = {"task": task, "images": 0} if last is None else last.to_dict()
         _emit(as_json, value, "nothing was learnt" if last is None else f"learnt {last.images} images; {_products(last)}")
@@ -408,9 +416,21 @@ def learn(
     _emit(as_json, done.to_dict(), f"{_learnt_line(done)}\n{_products(done)}")
 
 
+def _end_like_ctrl_c() -> None:
+    """A service is ended by SIGTERM: it says what was learnt, as behind Ctrl-C."""
+    import signal
+
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def _learnt_line(done: Any) -> str:
     if not done.images:
-        return f"{done.task}: nothing new, all {done.known} images were learnt before; generation {done.generation}"
+        why = f"{done.known} images were learnt before"
+        why += f", {len(done.skipped)} can't be read" if done.skipped else ""
+        return f"{done.task}: nothing new, {why}; generation {done.generation}"
     words = [f"{done.task}{' (new)' if done.new_task else ''}: {done.images} images learnt"]
     if done.known:
         words.append(f"{done.known} known ones left out")

@@ -41,7 +41,7 @@ LEAVE_ONE_OUT_UP_TO = 10
 QUANTILE = 0.99
 LARGEST_SCORE = (1 << 32) - 1
 BATCH = 64
-TASK_OVERHEAD = 384  # of every further product: its row of TASK, THRS and LADR, its name, and the prototype on top
+TASK_OVERHEAD = 432  # of every further product: its row of TASK and THRS, META with the longest name; PROT, LADR on top
 BANK_OVERHEAD = 4096  # header, section table, taps, input table, thresholds, golden vectors and names
 DEFAULT_BANK_BYTES = 4 << 20  # where neither a target nor the user sets a limit
 PATCHCORE_CANDIDATES = 50_000
@@ -116,6 +116,7 @@ def plan_method(
     dimensions: int | None = None,
     seed: int = 0,
     tasks: int = 1,
+    of_flash: bool = False,
 ) -> MethodPlan:
     """Choose method, grid and size under a limit of bank bytes (see the module's text).
 
@@ -125,6 +126,7 @@ def plan_method(
         limit: bytes that the whole bank file may take.
         grid, dimensions: the user's choice of cells a side, and of d for padim-compact.
         tasks: products that the bank must have room for.
+        of_flash: the limit is what the target's flash leaves, so that no --bank-bytes can raise it.
 
     Raises:
         InputError: no such method, or dimensions beyond the embedding.
@@ -137,19 +139,22 @@ def plan_method(
     depth = sum(tensor.shape[3] for tensor in tensors)
     if dimensions is not None and not 2 <= dimensions <= depth:
         raise InputError(f"--dimensions {dimensions}: the embedding has {depth}; choose 2 to {depth}")
-    overhead = BANK_OVERHEAD + (tasks - 1) * (TASK_OVERHEAD + 4 * tensors[-1].shape[3])
+    of_ladder = 8 * task_memory.LADDER if method.startswith("patchcore") else 0
+    overhead = BANK_OVERHEAD + (tasks - 1) * (TASK_OVERHEAD + of_ladder + 4 * tensors[-1].shape[3])
     room = (DEFAULT_BANK_BYTES if limit is None else limit) - overhead
     smallest = 0
     for cells, choices in _shapes(method, tensors, input_size, grid, dimensions):
-        for settings, each, shared, rows in _forms(method, depth, cells, n_images, room, choices, seed):
+        for settings, each, shared, rows in _forms(method, depth, cells, n_images, room, choices, seed, tasks):
             if each * tasks + shared <= room:
                 return MethodPlan(method, cells, settings, each * tasks + shared + overhead, tasks, rows)
             smallest = each * tasks + shared
     needs = -(-(smallest + overhead) // 1024)
     of_tasks = "" if tasks == 1 else f" of {tasks} products"
+    remedies = [] if tasks == 1 else ["fewer --tasks"]
+    remedies += ["another --method", "a larger --target" if of_flash else f"--bank-bytes {needs}K or more"]
     raise CheckFailed(
-        f"bank of {method}{of_tasks} {needs} KiB > {max(room + overhead, 0) // 1024} KiB: use --bank-bytes {needs}K or "
-        "more, another --method, or a larger --target"
+        f"bank of {method}{of_tasks} {needs} KiB > {(room + overhead) // 1024} KiB: use {', '.join(remedies[:-1])} or "
+        + remedies[-1]
     )
 
 
@@ -188,7 +193,8 @@ def _grids(grid: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 
 def _forms(
-    method: str, depth: int, grid: tuple[int, int], n_images: int, room: int, dimensions: Sequence[int], seed: int
+    method: str, depth: int, grid: tuple[int, int], n_images: int, room: int, dimensions: Sequence[int], seed: int,
+    tasks: int,
 ) -> Iterable[tuple[dict[str, Any], int, int, int]]:
     """Settings of a method on a grid, best first; bytes of one product, bytes that all share, rows of a memory bank."""
     cells = grid[0] * grid[1]
@@ -210,19 +216,25 @@ def _forms(
             )
             for d in channels
         ]  # fmt: skip
-    from tinyvad.detectors.nearest import bank_bytes, core_size_for_budget, lite_size_for_budget
+    from tinyvad.detectors.nearest import SHARED_BYTES, bank_bytes, core_size_for_budget, lite_size_for_budget
 
     # a memory bank's rows are dealt out among its products, so its bytes do not grow with them
     available = min(n_images * cells, PATCHCORE_LARGEST)
     common = {"max_candidates": PATCHCORE_CANDIDATES, "seed": seed}
     if method == "patchcore":
-        rows = core_size_for_budget(room, depth)
+        least = SHARED_BYTES + tasks * depth  # a row a product
+        if room < least:
+            return [({}, 0, least, 0)]
+        rows = min(core_size_for_budget(room, depth), PATCHCORE_LARGEST)
         size = min(available, rows)
-        return [({"bank_size": size, **common}, 0, size * depth, min(rows, PATCHCORE_LARGEST))]
-    rows, subspaces, bits = lite_size_for_budget(room, depth, PATCHCORE_LARGEST)
+        return [({"bank_size": size, **common}, 0, (size if tasks == 1 else rows) * depth, rows)]
+    rows, subspaces, bits = lite_size_for_budget(room, depth, PATCHCORE_LARGEST, tasks)
     size = min(available, rows)
     settings = {"bank_size": size, "subspaces": subspaces, "bits": bits, **common}
-    return [(settings, 0, bank_bytes(size, depth, subspaces, bits), rows)]
+    if tasks == 1:
+        return [(settings, 0, bank_bytes(size, depth, subspaces, bits), rows)]
+    own = (1 << bits) * depth + 2 * depth  # codebooks and channel order; V is fixed, however few images come first
+    return [({**settings, "centroids": 1 << bits}, own, rows * ((subspaces * bits + 7) // 8), rows)]
 
 
 def make_detector(plan: MethodPlan, embedding: Embedding) -> Any:

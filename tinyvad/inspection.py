@@ -64,7 +64,7 @@ def _bank(path: Path) -> Shown:
 def _tasks(bank: Bank) -> list[dict[str, Any]]:
     """Every product of a bank: its name, images, threshold, and the bytes that are its own."""
     from tinyvad.detectors.bank_tasks import task_entries
-    from tinyvad.detectors.tasks import LEARNT
+    from tinyvad.detectors.tasks import EQUAL, LEARNT
 
     thresholds = bank.sections.get("THRS")
     if thresholds is None:
@@ -74,15 +74,15 @@ def _tasks(bank: Bank) -> list[dict[str, Any]]:
     entries = task_entries(bank)
     own = [tag for tag in LEARNT[bank.header.kind] if tag in bank.sections]
     each = sum(bank.sections[tag].nbytes // count for tag in ("THRS", "TASK", "PROT", "LADR") if tag in bank.sections)
-    rows = sum(bank.sections[tag].nbytes // len(bank.sections[tag]) for tag in own if tag != "TABL")
-    tables = bank.sections["TABL"].nbytes // count if "TABL" in own else 0
+    rows = sum(bank.sections[tag].nbytes // len(bank.sections[tag]) for tag in own if tag not in EQUAL)
+    equal = sum(bank.sections[tag].nbytes // count for tag in own if tag in EQUAL)
     tasks = []
     for i, (entry, threshold) in enumerate(zip(entries, thresholds, strict=False)):
         first, held, images = (0, len(bank.sections[own[0]]), None) if table is None else table[i, :3].tolist()
         tasks.append({
             "name": entry["name"], "images": images, "threshold_raw": int(threshold),
             "threshold_rule": entry.get("threshold_rule"), "first_row": first, "rows": held,
-            "bytes": held * rows + tables + each, "state": entry.get("state"),
+            "bytes": held * rows + equal + each, "state": entry.get("state"),
         })  # fmt: skip
     return tasks
 
@@ -132,7 +132,7 @@ def _build(path: Path) -> Shown:
 
     value = read_manifest(path)
     warnings = warnings_about(value["backbone"])
-    lines = [f"{path}: {value['method']['name']} for {value['task']}, tinyvad {value['tinyvad']}"]
+    lines = [f"{path}: {value['method']['name']} built on {value['task']}, tinyvad {value['tinyvad']}"]
     lines += [f"  warning          {warning}" for warning in warnings]
     for key, item in value.items():
         if key not in ("format", "tinyvad", "files"):
@@ -141,7 +141,8 @@ def _build(path: Path) -> Shown:
     lines += of_slots
     if banks["products"]:
         room = value["learning"]["slot_bytes"]
-        lines.append(f"  {'bank':<16} {banks['bank_bytes']:,} of {room:,} B of a slot, {banks['bank_bytes'] / room:.0%}")
+        used = banks["bank_bytes"]
+        lines.append(f"  {'bank':<16} {used:,} of {room:,} B of a slot, {used / max(room, 1):.0%}")
         lines += _task_lines(banks["products"])
     lines += [f"  {facts['bytes']:>11,} B  {facts['sha256'][:16]}  {name}" for name, facts in value["files"].items()]
     return {**value, **banks, "warnings": warnings}, "\n".join(lines)

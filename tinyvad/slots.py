@@ -84,8 +84,8 @@ def current(folder: Path, features: str = "int8") -> Bank:
         if _newest(folder).header.generation == generation:
             break  # nobody wrote in between
     raise InputError(
-        f"{folder}: no bank of generation {generation} for the float path ({' | '.join(reasons)}); restore the file, or "
-        "use --engine int8"
+        f"{folder}: no bank of generation {generation} for the float path ({' | '.join(reasons)}); restore the file, or do "
+        "without: score with --engine int8, and remove backbone.onnx and bank_onnx*.tvb to learn"
     )
 
 

@@ -309,7 +309,7 @@ static int check_codes(const tvad_bank *bank, uint32_t centroids)
 static tvad_status check_memory_bank(tvad_bank *bank, const int32_t *config)
 {
     int32_t subspaces = config[2], bits = config[3];
-    uint32_t depth = bank->depth, rows, m, centroids;
+    uint32_t depth = bank->depth, rows, m, centroids, t;
     tvad_section unit;
 
     if (config[0] < 1 || config[1] != (int32_t)depth || depth > MAX_DISTANCE_DEPTH) {
@@ -342,12 +342,17 @@ static tvad_status check_memory_bank(tvad_bank *bank, const int32_t *config)
     }
     centroids = bank->codebook.dim[1];
     if (centroids > 1u << bits ||
-        !take(bank, TVAD_TAG('I', 'N', 'D', 'X'), U2, depth, 0, 0, &bank->indices) ||
-        !take(bank, TVAD_TAG('C', 'B', 'K', ' '), I1, m, centroids, depth / m, &bank->codebook) ||
+        !take(bank, TVAD_TAG('I', 'N', 'D', 'X'), U2, bank->tasks * depth, 0, 0, &bank->indices) ||
+        !take(bank, TVAD_TAG('C', 'B', 'K', ' '), I1, bank->tasks * m, centroids, depth / m, &bank->codebook) ||
         !take(bank, TVAD_TAG('C', 'O', 'D', 'E'), U1, rows, (m * (uint32_t)bits + 7) / 8, 0, &bank->codes)) {
         return TVAD_ERROR_SECTION;
     }
-    return is_permutation(bank->indices.data, depth) && check_codes(bank, centroids) ? TVAD_OK : TVAD_ERROR_FIELD;
+    for (t = 0; t < bank->tasks; t++) {
+        if (!is_permutation((const uint16_t *)bank->indices.data + (size_t)t * depth, depth)) {
+            return TVAD_ERROR_FIELD;
+        }
+    }
+    return check_codes(bank, centroids) ? TVAD_OK : TVAD_ERROR_FIELD;
 }
 
 /* TEST and GOLD: both or none, with tasks and positions that there are. */

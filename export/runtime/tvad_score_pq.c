@@ -217,8 +217,9 @@ void tvad_score_pq(const tvad_bank *bank, uint32_t task, const int8_t *const par
                    uint32_t *distances, void *scratch)
 {
     const uint32_t subspaces = bank->subspaces, centroids = bank->codebook.dim[1], width = bank->codebook.dim[2];
-    const uint16_t *indices = bank->indices.data;
-    const int8_t *codebook = bank->codebook.data;
+    const uint32_t depth = subspaces * width;
+    const uint16_t *indices = (const uint16_t *)bank->indices.data + (size_t)task * depth;
+    const int8_t *codebook = (const int8_t *)bank->codebook.data + (size_t)task * depth * centroids;
     int16_t *part = scratch;
     uint32_t *tables = (uint32_t *)(void *)((uint8_t *)scratch + TVAD_ALIGN16(2u * GROUPED(width)));
     uint32_t *rest = (uint32_t *)(void *)((uint8_t *)tables + TVAD_ALIGN16(4u * subspaces * centroids));

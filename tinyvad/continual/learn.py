@@ -29,10 +29,10 @@ import numpy as np
 
 from tinyvad import slots
 from tinyvad.bank import Bank
-from tinyvad.continual.next_bank import check_room, forget_task, learn_task
+from tinyvad.continual.next_bank import HELD, check_room, forget_task, learn_task
 from tinyvad.continual.opened_bank import NewImages, Next, Opened, Settings, open_tasks
 from tinyvad.detectors.bank_tasks import task_entries
-from tinyvad.errors import InputError
+from tinyvad.errors import InputError, TinyvadError
 from tinyvad.files import write_bytes
 from tinyvad.fitting import TapStore, shifted_copies
 from tinyvad.graph.ir import Tensor
@@ -111,7 +111,7 @@ class Learner:
             InputError: no images, a name that is no plain one, an unreadable image, another learner at work.
             CheckFailed: the bank would pass the bytes of its slot.
         """
-        check_name(task)
+        self.check_name(task)
         if on_error not in ("stop", "skip"):
             raise InputError(f"on_error is {on_error!r}, must be 'stop' or 'skip'")
         with self._writing():
@@ -122,8 +122,10 @@ class Learner:
                     check_room(one, task, self.slot_bytes)
             saved = {name: self._saved(one, number) for name, one in opened.items()}
             seen = saved["int8"].get(KEYS, np.zeros(0, np.uint64))
+            if seen.dtype != np.uint64 or seen.ndim != 1:
+                raise InputError(f"learning state of {task!r}: {KEYS} is {seen.dtype}{seen.shape}; learn the product anew")
             skipped: list[tuple[str, str]] = []
-            new, keys, known = self._features(images, on_error, set(seen.tolist()), skipped, tell, total)
+            new, keys, known = self._features(images, on_error, set(seen.tolist()), skipped, tell, total, number is None)
             if need_new and not keys and not known:
                 reason = f"the first of {len(skipped)} unreadable ones: {skipped[0][1]}" if skipped else "give at least one"
                 raise InputError(f"no images to learn; {reason}")
@@ -137,6 +139,8 @@ class Learner:
                 made = learn_task(one, task, new[name], saved[name] or None, self.settings, self.slot_bytes, path)
                 found[name] = made
                 arrays = {} if made.statistics is None else made.statistics.arrays()
+                if made.held is not None:
+                    arrays[HELD] = made.held
                 if name == "int8":
                     arrays[KEYS] = np.union1d(seen, np.array(keys, np.uint64))
                 if path is not None:
@@ -145,6 +149,11 @@ class Learner:
             made = found["int8"]
             now = slots.current(self.folder)
             return self._told(now, task, number is None, len(keys), known, made.task, made.gives_way, skipped)
+
+    def check_name(self, task: str) -> None:
+        """Raise InputError unless the build knows the product, whatever its folder was called, or the name is plain."""
+        if task not in [entry["name"] for entry in task_entries(slots.current(self.folder))]:
+            check_name(task)
 
     def forget(self, task: str) -> Learnt:
         """Remove a product. Raises InputError if the build does not know it, or knows no other."""
@@ -157,7 +166,7 @@ class Learner:
         """Go back one generation. Raises InputError if there is none to go back to."""
         with self._writing():
             slots.undo(self.folder)
-            self._tidy()
+            self._follow()
             return self._told(slots.current(self.folder), "")
 
     @contextlib.contextmanager
@@ -165,16 +174,25 @@ class Learner:
         with slots.locked(self.folder):
             slots.recover(self.folder)
             self._tidy()
-            yield
+            try:
+                yield
+            except BaseException:  # as the next learner would: half of a bank takes room, and the disk may be full
+                with contextlib.suppress(TinyvadError, OSError):
+                    slots.recover(self.folder)
+                    self._tidy()
+                raise
 
     def _open(self) -> dict[str, Opened]:
         return {name: open_tasks(slots.current(self.folder, name), self.layers) for name in self.models}
 
     def _features(
         self, images: Iterable[Source], on_error: str, seen: set[int], skipped: list[tuple[str, str]], tell: Tell | None,
-        total: int,
+        total: int, new_task: bool = True,
     ) -> tuple[dict[str, NewImages], list[int], int]:  # fmt: skip
-        """Features of the images that are new by every engine, their keys, and how many were known."""
+        """Features of the images that are new by every engine, their keys, and how many were known.
+
+        Of the only image of a new task shifted copies too.
+        """
         model = self.models["int8"]
         stores = {name: TapStore(self._tensors()) for name in self.models}
         keys: list[int] = []
@@ -193,7 +211,7 @@ class Learner:
                 continue
             seen.add(key)
             keys.append(key)
-            only = image if len(keys) == 1 else None
+            only = image if new_task and len(keys) == 1 else None
             for name, store in stores.items():
                 store.append(self.models[name].taps(image[None]))
             if tell is not None:
@@ -221,13 +239,21 @@ class Learner:
         if opened.of_gaussians:
             raise InputError(
                 f"{opened.bank.name}: {task.name!r} was learnt without a state, so it can't take more images; build with "
-                "--tasks 2 or more, or forget it and learn it anew from all"
+                "--tasks 2 or more, or learn all its images under another name and forget this one"
             )
         return {}
 
     def _commit(self, banks: Mapping[str, bytes]) -> None:
         slots.write_next(self.folder, banks)
-        self._tidy()
+        self._follow()
+
+    def _follow(self) -> None:
+        """``_tidy`` behind a new generation, which stays whatever happens to the rest."""
+        try:
+            self._tidy()
+        except (InputError, OSError) as error:
+            generation = slots.current(self.folder).header.generation
+            raise InputError(f"generation {generation} is learnt, but {error}; the next `tinyvad learn` ends it") from error
 
     def _tidy(self) -> None:
         """Bring the firmware's bank up to date, and remove the states that no slot names."""
@@ -287,8 +313,8 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"{path}: the product's learning state can't be read ({error}); restore the file, or forget the product and "
-            "learn it anew from all its images"
+            f"{path}: the product's learning state can't be read ({error}); restore the file, or learn all its images "
+            "under another name and forget this one"
         ) from error

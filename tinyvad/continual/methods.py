@@ -87,7 +87,7 @@ def _budget(settings: Mapping[str, Any]) -> Budget:
 
 
 class _CodedOnline(OnlinePatchCore):
-    """Online PatchCore whose codebooks come from the first task, as those of a build do."""
+    """Online PatchCore whose codebooks come from the first task."""
 
     def __init__(self, context: Context, subspaces: int, bits: int, **settings: Any) -> None:
         super().__init__(context, **settings)

@@ -1,14 +1,17 @@
 """The next bank of a build: the current one and the features of new good images in, the bank that has learnt them out.
 
-Nothing of the build is fitted anew: embedding, projection, codebooks stay. What happens to the tasks depends on the kind:
+Nothing that tasks share is fitted anew: embedding and projection stay. What happens to the tasks depends on the kind:
 
     PADM PADF PADC   a new task: exact sums of its images, a scorer of its own, the others stay byte for byte
                      an old one: the sums are merged with those kept on disk (its state), the scorer made from all
     CORE PQPC        with c tasks each has floor(M / c) rows: the others are cut to their first rows, which is free, and
-                     take the threshold that their ladder has for that size; an old task is extended from its rows
+                     take the threshold that their ladder has for that size; an old task is extended from its rows, and in
+                     PQPC keeps its codebooks; a new one gets its own
 
 Thresholds come from good images that the scorer has not seen, as in a build: by cross-fitting over the new images, for a
-single one from shifted copies. That of an old task never falls.
+single one from shifted copies. In a memory bank that of an old task never falls. In the others it comes from the held-out
+scores of all its images so far, less those by a scorer that knew fewer than half of them: fed one image at a time, the
+Gaussians of the first few are so narrow that their scores would hide every defect for good.
 
 Source: compact PaDiM with one projection (``tinyvad.detectors.task_gaussians``), PatchCoreCL++ (``task_memory``).
 """
@@ -20,7 +23,7 @@ from functools import reduce
 
 import numpy as np
 
-from tinyvad.continual.next_memory import learn_memory
+from tinyvad.continual.next_memory import learn_memory, share_of
 from tinyvad.continual.opened_bank import (
     NewImages,
     Next,
@@ -40,6 +43,8 @@ from tinyvad.detectors.tasks import MAX_TASKS
 from tinyvad.detectors.triangular import TriangularScorer
 from tinyvad.errors import InputError
 from tinyvad.fitting import deal, image_scores, threshold_of
+
+HELD = "held"  # of a state: (m, 2) int64, how many images a scorer knew, and the score that it gave to another one
 
 
 def learn_task(
@@ -76,22 +81,40 @@ def _learn_gaussians(
     scorer = scorer_of(space, whole)
     scores = [image_scores(scorer, new.store.embeddings(embedding))]  # as in a build: what was fitted must pass
     if new.copies is not None and before is None:
-        scores.append(image_scores(scorer, new.copies.embeddings(embedding)))
+        held = [held_rows(image_scores(scorer, new.copies.embeddings(embedding)), 1)]
     else:
-        held = [image_scores(scorer_of(space, whole.without(part)), new.store.embeddings(embedding, fold))
-                for part, fold in zip(parts, folds, strict=True)]  # fmt: skip
-        scores.append(np.concatenate(held))
+        held = [held_rows(image_scores(scorer_of(space, whole.without(part)), new.store.embeddings(embedding, fold)),
+                          whole.count - part.count) for part, fold in zip(parts, folds, strict=True)]  # fmt: skip
+    earlier = None if old is None or saved is None else _held_of(saved, name)
+    rows = np.concatenate(held if earlier is None else [earlier, *held])
+    rows = rows[2 * rows[:, 0] >= whole.count]
+    scores.append(rows[:, 1])
     threshold = max(threshold_of(found, settings.quantile) for found in scores)
+    if old is not None and earlier is None:  # chosen otherwise: by hand, or on labelled images
+        threshold = max(threshold, old.threshold)
     channels = embedding.taps[-1].channels
     task = BankTask(
-        name, whole.count, max(threshold, 0 if old is None else old.threshold), rule_of(new, old, settings),
+        name, whole.count, threshold, rule_of(new, old, settings, highest=earlier is None),
         prototype(whole.total[-channels:], whole.count), state=state,
     )  # fmt: skip
     tasks, scorers, number = placed(opened, number, task, scorer)
     data = write(opened, tasks, scorers, self_test(opened, scorers, number, new))
     if len(data) > slot_bytes:
         raise too_large(len(tasks), len(data), slot_bytes)
-    return Next(data, number, statistics=whole)
+    return Next(data, number, statistics=whole, held=None if old is not None and earlier is None else rows)
+
+
+def held_rows(scores: np.ndarray, images: int) -> np.ndarray:
+    """(m, 2) int64, rows of ``HELD``, of m scores by a scorer that knew so many images."""
+    return np.stack([np.full(len(scores), images), scores], 1).astype(np.int64)
+
+
+def _held_of(saved: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:
+    """The held-out scores in a task's state, None if it has none; InputError if they are no such rows."""
+    rows = saved.get(HELD)
+    if rows is not None and (rows.ndim != 2 or rows.shape[1] != 2 or rows.dtype != np.int64 or rows.min(initial=0) < 0):
+        raise InputError(f"learning state of {name!r}: {HELD} is {rows.dtype}{rows.shape}; learn the product anew")
+    return rows
 
 
 def forget_task(opened: Opened, name: str) -> Next:
@@ -133,3 +156,5 @@ def check_room(opened: Opened, name: str, slot_bytes: int) -> None:
     nbytes = opened.bank.nbytes + added_bytes(opened, name)
     if opened.of_gaussians and nbytes > slot_bytes:
         raise too_large(count, nbytes, slot_bytes)
+    if not opened.of_gaussians:
+        share_of(opened, None, slot_bytes)

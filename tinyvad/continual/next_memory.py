@@ -2,7 +2,8 @@
 
 Flows in: the opened bank and the features of new good images. Flows out: the next bank, within the bytes of its slot. With
 c tasks each has floor(M / c) rows; cutting a task to its first rows is free, and its ladder (LADR) has the threshold for
-that size. If the bank would still pass its slot, all tasks give way alike.
+that size. If the bank would still pass its slot, all tasks give way alike. A new task of a quantised bank gets codebooks of
+its own, trained as in a build, of the size of the others'.
 
 Source: PatchCoreCL++ (``tinyvad.detectors.task_memory``).
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from tinyvad.continual.opened_bank import NewImages, Next, Opened, Settings, pla
 from tinyvad.detectors import Scorer
 from tinyvad.detectors.bank_tasks import BankTask
 from tinyvad.detectors.nearest import PatchCoreLiteScorer, PatchCoreScorer
+from tinyvad.detectors.product_quantizer import ProductQuantizer, fit_quantizer
 from tinyvad.detectors.routing import prototype, signatures
 from tinyvad.detectors.task_memory import (
     TaskMemory,
@@ -46,14 +49,14 @@ def learn_memory(
     old = None if number is None else opened.tasks[number]
     first = opened.scorers[0]
     assert isinstance(first, MemoryScorer)
-    share = shares(_all_rows(opened, slot_bytes), len(opened.tasks) + (number is None))
-    quantizer = first.quantizer if isinstance(first, PatchCoreLiteScorer) else None
+    share = share_of(opened, number, slot_bytes)
     known = None if number is None or old is None else _memory_of(opened.scorers[number], old.images)
+    train = partial(_train, first.quantizer, settings.seed) if isinstance(first, PatchCoreLiteScorer) else None
 
     def fit(stream: Iterable[np.ndarray]) -> TaskMemory:
         if known is None:
-            return select(stream, share, settings.max_candidates, settings.seed, quantizer)
-        return extend(known, stream, share, settings.max_candidates, settings.seed, quantizer)
+            return select(stream, share, settings.max_candidates, settings.seed, train)
+        return extend(known, stream, share, settings.max_candidates, settings.seed)
 
     memory = fit(new.store.embeddings(embedding))
     steps = _ladder(memory, known, new, embedding, fit, settings.quantile)
@@ -75,8 +78,8 @@ def learn_memory(
         data = write(opened, tasks, scorers, self_test(opened, scorers, number, new))
         if len(data) <= slot_bytes:
             break
-        over = -(-(len(data) - slot_bytes) // _row_bytes(scorers[0]))
-        share -= max(1, over // len(tasks))
+        rows = [_rows(scorer) for scorer in scorers]
+        share = even(rows, sum(rows) - -(-(len(data) - slot_bytes) // _row_bytes(scorers[0])))
         if share < 1:
             raise too_large(len(tasks), len(data), slot_bytes)
     gives_way = f"rows a product {most:,} -> {share:,}" if share < most else ""
@@ -108,12 +111,47 @@ def _rows(scorer: Scorer) -> int:
     return len(scorer.codes) if isinstance(scorer, PatchCoreLiteScorer) else len(scorer.bank)
 
 
-def _all_rows(opened: Opened, slot_bytes: int) -> int:
-    """M: rows of all tasks together, from LRN; of a build that did not plan for several, what its slot holds."""
-    if opened.learning is not None:
-        return opened.learning.rows
-    there, each = sum(_rows(scorer) for scorer in opened.scorers), _row_bytes(opened.scorers[0])
-    return max(there, min(PATCHCORE_LARGEST, there + (slot_bytes - opened.bank.nbytes) // each))
+def even(rows: Sequence[int], most: int) -> int:
+    """The largest number that each of ``rows`` may be cut to for a sum of at most ``most``; 0 if there is none."""
+    left = most
+    for done, count in enumerate(sorted(rows)):
+        share = max(left // (len(rows) - done), 0)
+        if share < count:
+            return share
+        left -= count
+    return max(rows)
+
+
+def _train(like: ProductQuantizer, seed: int, rows: np.ndarray, candidates: np.ndarray) -> ProductQuantizer:
+    """Codebooks of a new task of the same shape as another's, trained as ``PatchCoreLite`` does."""
+    subspaces, centroids, _ = like.codebooks.shape
+    rng = np.random.default_rng(seed)
+    return fit_quantizer(rows, subspaces, like.bits, rng, candidates, centroids=centroids)
+
+
+def share_of(opened: Opened, number: int | None, slot_bytes: int) -> int:
+    """Rows that each task may have once images of task ``number``, None for a new one, are learnt.
+
+    floor(M / c), M from LRN; less where the slot would not hold that, as in a quantised bank of more products than were
+    planned, whose codebooks take the room.
+
+    Raises:
+        CheckFailed: not a row a task fits.
+    """
+    first, count = opened.scorers[0], len(opened.tasks) + (number is None)
+    there, each = [_rows(scorer) for scorer in opened.scorers], _row_bytes(first)
+    planned = shares(max(sum(there), PATCHCORE_LARGEST) if opened.learning is None else opened.learning.rows, count)
+    rows = [min(one, planned) for one in there]
+    at = count - 1 if number is None else number
+    rows[at : at + 1] = [planned]
+    own = 0
+    if number is None and isinstance(first, PatchCoreLiteScorer):
+        own = first.quantizer.codebooks.nbytes + first.quantizer.indices.nbytes
+    fixed = opened.bank.nbytes - sum(there) * each + own
+    share = even(rows, (slot_bytes - fixed) // each)
+    if share < 1:
+        raise too_large(count, fixed + count * each, slot_bytes)
+    return share
 
 
 def _row_bytes(scorer: Scorer) -> int:
@@ -125,18 +163,18 @@ def _row_bytes(scorer: Scorer) -> int:
 
 def _memory_of(scorer: Scorer, images: int) -> TaskMemory:
     if isinstance(scorer, PatchCoreLiteScorer):
-        return TaskMemory(scorer.quantizer.decode(scorer.codes), images, scorer.codes)
+        return TaskMemory(scorer.quantizer.decode(scorer.codes), images, scorer.codes, scorer.quantizer)
     assert isinstance(scorer, PatchCoreScorer)
     return TaskMemory(scorer.bank, images)
 
 
 def _scorer_of(memory: TaskMemory, like: Scorer) -> Scorer:
     """A memory as a scorer of the same bank as ``like``."""
-    if memory.codes is None:
+    if memory.codes is None or memory.quantizer is None:
         assert isinstance(like, PatchCoreScorer)
         return replace(like, bank=memory.rows)
     assert isinstance(like, PatchCoreLiteScorer)
-    return replace(like, codes=memory.codes)
+    return replace(like, codes=memory.codes, quantizer=memory.quantizer)
 
 
 def _cut_all(

@@ -34,10 +34,17 @@ class Settings(NamedTuple):
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> Settings:
         method = manifest["method"]["settings"]
-        return cls(
+        found = cls(
             manifest["settings"].get("quantile", QUANTILE), method.get("max_candidates", PATCHCORE_CANDIDATES),
             method.get("seed", 0),
         )  # fmt: skip
+        for name, kind, low, high in (
+            ("quantile", (int, float), 0.5, 1), ("max_candidates", int, 1, np.inf), ("seed", int, 0, np.inf)
+        ):  # fmt: skip
+            value = getattr(found, name)
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+                raise InputError(f"manifest.json: {name} is {value!r}, no number from {low} to {high}; build again")
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +84,14 @@ class Next:
 
     Attributes:
         data: its bytes. task: its number of the task that was learnt. gives_way: what the others lost, '' if nothing.
-        statistics: the task's sums, for its state; None in a memory bank.
+        statistics: the task's sums, for its state; None in a memory bank. held: with them, see ``next_bank.HELD``.
     """
 
     data: bytes
     task: int
     gives_way: str = ""
     statistics: TaskStatistics | None = None
+    held: np.ndarray | None = None
 
 
 def open_tasks(bank: Bank, layers: Sequence[str]) -> Opened:
@@ -114,11 +122,12 @@ def too_large(tasks: int, nbytes: int, limit: int) -> CheckFailed:
     )
 
 
-def rule_of(new: NewImages, old: BankTask | None, settings: Settings) -> str:
-    """Where a threshold comes from, for people."""
+def rule_of(new: NewImages, old: BankTask | None, settings: Settings, highest: bool = True) -> str:
+    """Where a threshold comes from, for people. ``highest``: that of an old task never falls."""
     if new.copies is not None and old is None:
         return "shifted copies of the only good image"
-    return f"{settings.quantile:g} quantile of held-out good images" + ("" if old is None else ", the highest so far")
+    so_far = ", the highest so far" if old is not None and highest else ""
+    return f"{settings.quantile:g} quantile of held-out good images{so_far}"
 
 
 def placed(

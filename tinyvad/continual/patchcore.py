@@ -32,7 +32,7 @@ from tinyvad.detectors.coreset import farthest_first
 from tinyvad.detectors.distances import nearest
 from tinyvad.detectors.product_quantizer import ProductQuantizer, fit_quantizer, pack_codes, unpack_codes
 from tinyvad.detectors.routing import nearest_prototype, prototype, signatures
-from tinyvad.detectors.task_memory import TaskMemory, choose, cut, draw_candidates, shares
+from tinyvad.detectors.task_memory import TaskMemory, choose, cut, draw_candidates, quantised, shares
 from tinyvad.errors import CheckFailed, InputError
 
 ROUTES = ("prototype", "score", "mean_nn", "known")
@@ -182,7 +182,8 @@ class PatchCorePlus:
                 self.memories.append(TaskMemory(rows, seen))
             else:
                 codes = unpack_codes(rows, self.codes.subspaces, self.codes.bits)
-                self.memories.append(TaskMemory(self._quantizer(i).decode(codes), seen, codes))
+                quantizer = self._quantizer(i)
+                self.memories.append(TaskMemory(quantizer.decode(codes), seen, codes, quantizer))
 
     @property
     def _bits(self) -> int:
@@ -234,8 +235,7 @@ class PatchCorePlus:
         quantizer = fit_quantizer(rows, self.codes.subspaces, self.codes.bits, rng, normal)
         self.quantizers[0 if shared else number :] = [quantizer]
         for i in mine:
-            codes = quantizer.encode(self.memories[i].rows)
-            self.memories[i] = replace(self.memories[i], rows=quantizer.decode(codes), codes=codes)
+            self.memories[i] = quantised(self.memories[i], quantizer)
 
 
 class PatchCoreCL(PatchCorePlus):

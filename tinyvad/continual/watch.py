@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from tinyvad.continual.learn import Learner, Learnt, check_name
+from tinyvad.continual.learn import Learner, Learnt
 from tinyvad.errors import InputError
 from tinyvad.images import find_datasets, list_images
 from tinyvad.slots import Busy
@@ -59,7 +59,7 @@ def watch(
     Raises:
         InputError: no such folder, or what ``Learner.learn`` raises. CheckFailed: the bank is full.
     """
-    check_name(task)
+    learner.check_name(task)
     if not data.is_dir():
         raise InputError(f"{data} is no folder; give one that may grow")
     last: Learnt | None = None
@@ -83,7 +83,8 @@ def watch(
                 done |= {path: look[path] for path in now}
                 if last is not None:
                     images, known = found.images + last.images, found.known + last.known
-                    found = replace(found, new_task=last.new_task, skipped=last.skipped + found.skipped)
+                    new_task = last.new_task or found.new_task
+                    found = replace(found, new_task=new_task, skipped=last.skipped + found.skipped)
                     found = replace(found, images=images, known=known)
                 last = found
                 if log is not None:

@@ -100,18 +100,22 @@ def task_entries(bank: Bank) -> list[dict[str, Any]]:
     """META's row of every task: ``name``, ``threshold_rule`` and ``state``, checked.
 
     A device that learns can't write META: the tasks that it has added are called "task 2" and so on, like all tasks of a
-    bank whose META lists none.
+    bank whose META lists none; "task 2 (2)" if a product is called that already.
 
     Raises:
         InputError: META lists other tasks than the bank has, or two of one name.
     """
     count, meta = len(bank.sections["THRS"]), bank.meta
     listed = meta.get("tasks", [{"name": meta["task"]}] if "task" in meta else [])
-    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    entries = [entry if isinstance(entry, dict) else {} for entry in listed] if isinstance(listed, list) else []
     if bank.header.updatable or "tasks" not in meta:
         rule = "learnt on the device" if bank.header.updatable else ""
-        unnamed = range(len(entries) + 1, count + 1)
-        entries += [{"name": f"task {i}", "threshold_rule": rule} for i in unnamed]
+        taken = [entry.get("name") for entry in entries]
+        for i in range(len(entries) + 1, count + 1):
+            name = f"task {i}"
+            while name in taken:
+                name += f" ({i})"
+            entries.append({"name": name, "threshold_rule": rule})
     entries = [{"name": None, "threshold_rule": "", "state": None, **entry} for entry in entries]
     kinds: dict[str, Any] = {"name": str, "threshold_rule": str, "state": (str, type(None))}
     right = all(isinstance(entry[name], kind) for entry in entries for name, kind in kinds.items())

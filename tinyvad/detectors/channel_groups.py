@@ -39,12 +39,17 @@ def group_channels(matrix: np.ndarray, groups: int) -> np.ndarray:
     members = np.arange(len(matrix)).reshape(groups, -1)
     width = members.shape[1]
     log_volume = np.array([_log_determinant(matrix, group) for group in members]) / width
+    inverses = [np.linalg.inv(matrix[np.ix_(group, group)]) for group in members]
+    changes, tried = np.zeros(groups, int), np.full((groups, groups, 2), -1)  # a pair is tried again when one has changed
     for _ in range(SWEEPS):
         swapped = False
         for a in range(groups):
             for b in range(a + 1, groups):
-                change_a = _swap(matrix, members[a], members[b]) / width  # [i, k]: i leaves a, k of b comes in
-                change_b = _swap(matrix, members[b], members[a]).T / width
+                if tried[a, b, 0] == changes[a] and tried[a, b, 1] == changes[b]:
+                    continue
+                tried[a, b] = changes[a], changes[b]
+                change_a = _swap(matrix, members[a], members[b], inverses[a]) / width  # [i, k]: i leaves a, k of b comes in
+                change_b = _swap(matrix, members[b], members[a], inverses[b]).T / width
                 new = np.exp(log_volume[a] + change_a) + np.exp(log_volume[b] + change_b)
                 i, k = np.unravel_index(new.argmin(), new.shape)
                 old = np.exp(log_volume[a]) + np.exp(log_volume[b])
@@ -52,6 +57,8 @@ def group_channels(matrix: np.ndarray, groups: int) -> np.ndarray:
                     members[a, i], members[b, k] = members[b, k], members[a, i]
                     for group in (a, b):
                         log_volume[group] = _log_determinant(matrix, members[group]) / width
+                        inverses[group] = np.linalg.inv(matrix[np.ix_(members[group], members[group])])
+                        changes[group] += 1
                     swapped = True
         if not swapped:
             break
@@ -62,15 +69,14 @@ def _log_determinant(matrix: np.ndarray, group: np.ndarray) -> float:
     return float(np.linalg.slogdet(matrix[np.ix_(group, group)])[1])
 
 
-def _swap(matrix: np.ndarray, group: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _swap(matrix: np.ndarray, group: np.ndarray, others: np.ndarray, inverse: np.ndarray) -> np.ndarray:
     """[i, k]: change of the group's log determinant when its member i is replaced by others[k].
 
-    With P the group's inverse covariance, taking i out multiplies the determinant by P_ii; putting k in multiplies it by
-    k's variance given the rest, which is the variance given the whole group plus beta_i**2 / P_ii.
+    With P the group's inverse covariance (``inverse``), taking i out multiplies the determinant by P_ii; putting k in
+    multiplies it by k's variance given the rest, which is the variance given the whole group plus beta_i**2 / P_ii.
     """
-    inverse = np.linalg.inv(matrix[np.ix_(group, group)])
-    cross = matrix[np.ix_(group, others)]  # (d, d')
+    cross = matrix[group[:, None], others]  # (d, d')
     beta = inverse @ cross
     given_all = np.maximum(matrix[others, others] - (cross * beta).sum(0), 1e-300)
-    out = np.diag(inverse)[:, None]
+    out = inverse.diagonal()[:, None]
     return np.log(out) + np.log(given_all + beta * beta / out)

@@ -8,8 +8,9 @@ Both kinds share ``CFG ``, int32 (4,): rows K, embedding length D, subspaces M, 
 
 * ``CORE``: M = 0, bits = 8. ``BANK`` int8 (K, D), greedy order. value = min_k sum_d (x_d - BANK[k, d])**2.
 * ``PQPC``: ``INDX`` uint16 (D,) permutation, ``CBK `` int8 (M, V, D / M), V <= 2**bits, ``CODE`` uint8 (K, M), or
-  (K, ceil(M / 2)) with 4-bit codes, the low nibble first. With y = x[INDX] cut into M sub-vectors y_j:
-  T[j, v] = ||y_j - CBK[j, v]||**2 and value = min_k sum_j T[j, CODE[k, j]], in 32 bits: at most D * 255**2.
+  (K, ceil(M / 2)) with 4-bit codes, the low nibble first; each task of a bank has its own of all three.
+  With y = x[INDX] cut into M sub-vectors y_j: T[j, v] = ||y_j - CBK[j, v]||**2 and
+  value = min_k sum_j T[j, CODE[k, j]], in 32 bits: at most D * 255**2.
 
 A bank cut off after its first rows is itself the greedy bank of that size.
 """
@@ -152,29 +153,37 @@ def core_size_for_budget(limit: int, depth: int) -> int:
     return rows
 
 
-def lite_size_for_budget(limit: int, depth: int, most_rows: int = 50_000) -> tuple[int, int, int]:
+def lite_size_for_budget(
+    limit: int, depth: int, most_rows: int = 50_000, tasks: int = 1
+) -> tuple[int, int, int]:
     """(K, M, bits) of a Lite bank whose sections take at most ``limit`` bytes, K as large as then fits.
 
     The rule: 8-bit codes, as fine (many subspaces) as leaves 4,096 rows; if nothing does, the coarsest, of up to 20
     channels a subspace, if it leaves 1,024; else 4-bit codes of two channels. Chosen by the distances of held-out normal
     images to banks of 16 to 128 KB (four products, MCUNet, 80 channels).
 
+    Args:
+        tasks: products with codebooks of their own: the rule holds for each one's part of the bytes, but no product needs
+            more rows than its part of ``most_rows``, and where 8-bit codebooks would take more than half of the bytes
+            the codes have 4 bits (six products in 256 KB: mean image AUROC 0.950 against 0.946). K is of all.
+
     Raises:
-        CheckFailed: fewer than 16 rows fit.
+        CheckFailed: fewer than 16 rows a product fit.
     """
-    room = limit - SHARED_BYTES - 2 * depth
+    room = (limit - SHARED_BYTES) // tasks - 2 * depth  # of one product
     widths = [width for width in range(2, min(WIDEST, depth) + 1) if depth % width == 0] or [1]
-    for width in widths:
+    for width in widths if tasks == 1 or room >= 2 * 256 * depth else ():
         rows = (room - 256 * depth) // (depth // width)
-        if rows >= FINE_ROWS or (width == widths[-1] and rows >= COARSE_ROWS):
-            return min(rows, most_rows), depth // width, 8
+        if rows >= min(FINE_ROWS, most_rows // tasks) or (width == widths[-1] and rows >= COARSE_ROWS):
+            return min(rows * tasks, most_rows), depth // width, 8
     subspaces = depth // 2 if depth % 2 == 0 else depth
     row_bytes = (subspaces + 1) // 2
     rows = (room - 16 * depth) // row_bytes
     if rows < 16:
-        need = SHARED_BYTES + 2 * depth + 16 * depth + 16 * row_bytes
-        raise CheckFailed(f"bank limit {limit} B: a Lite bank of {depth} values needs {need} B; raise --bank-bytes")
-    return min(rows, most_rows), subspaces, 4
+        need = SHARED_BYTES + tasks * (2 * depth + 16 * depth + 16 * row_bytes)
+        what = "a Lite bank" if tasks == 1 else f"a Lite bank of {tasks} products"
+        raise CheckFailed(f"bank limit {limit} B: {what} of {depth} values needs {need} B; raise --bank-bytes")
+    return min(rows * tasks, most_rows), subspaces, 4
 
 
 def _queries(embeddings: np.ndarray, depth: int) -> np.ndarray:

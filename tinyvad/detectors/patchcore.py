@@ -140,6 +140,7 @@ class PatchCoreLite(PatchCore):
         subspaces: M, a divisor of D.
         bits: 4 or 8, of one code.
         group: let channels that go together share a subspace where that lowers the error.
+        centroids: V of the codebooks however few rows there are; None: fewer with few rows. See ``fit_quantizer``.
 
     Attributes:
         quantizer_: the trained ``ProductQuantizer``. codes_: (K, M) uint8 of memory_bank_, in greedy order.
@@ -156,9 +157,10 @@ class PatchCoreLite(PatchCore):
         seed: int = 0,
         step: float = 1.0,
         group: bool = True,
+        centroids: int | None = None,
     ) -> None:
         super().__init__(bank_size, max_candidates, seed, step)
-        self.subspaces, self.bits, self.group = subspaces, bits, group
+        self.subspaces, self.bits, self.group, self.centroids = subspaces, bits, group, centroids
 
     def fit(self, embeddings: Iterable[np.ndarray]) -> PatchCoreLite:
         """Select the bank as PatchCore does, then train the quantiser and encode the bank.
@@ -169,7 +171,9 @@ class PatchCoreLite(PatchCore):
         candidates = self._select(embeddings)
         check_subspaces(candidates.shape[1], self.subspaces, self.bits)
         rng = np.random.default_rng(self.seed)
-        self.quantizer_ = fit_quantizer(self.memory_bank_, self.subspaces, self.bits, rng, candidates, self.group)
+        self.quantizer_ = fit_quantizer(
+            self.memory_bank_, self.subspaces, self.bits, rng, candidates, self.group, centroids=self.centroids
+        )
         self.codes_: np.ndarray = self.quantizer_.encode(self.memory_bank_)
         return self
 

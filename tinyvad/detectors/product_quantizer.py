@@ -15,7 +15,7 @@ Source: Jegou et al. 2011 (Product quantization for nearest neighbor search); th
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -141,6 +141,7 @@ def fit_quantizer(
     normal: np.ndarray | None = None,
     group: bool = True,
     iterations: int = ITERATIONS,
+    centroids: int | None = None,
 ) -> ProductQuantizer:
     """Train a quantiser for ``bank``.
 
@@ -150,6 +151,8 @@ def fit_quantizer(
         rng: draws the training vectors and the seeds.
         normal: (n, D) vectors of all normal features; None trains and judges on the bank alone.
         group: also try channels grouped by covariance.
+        centroids: V, at most 2**bits; of a bank with fewer rows the last centroid is repeated, and no code is of a
+            repetition. None: 2**bits, or as many as the bank has rows.
 
     Raises:
         InputError: M does not divide D (the divisors are listed), other bits.
@@ -163,8 +166,13 @@ def fit_quantizer(
     if group and 1 < subspaces < depth:
         orders.append(group_channels(covariance(normal), subspaces))
     seed = int(rng.integers(1 << 32))
-    fitted = [_train(training, order, subspaces, min(1 << bits, len(bank)), bits, seed, iterations) for order in orders]
-    return min(fitted, key=lambda quantizer: distortion(quantizer, normal))  # of equals the first: as given
+    different = min(1 << bits if centroids is None else centroids, len(bank))
+    fitted = [_train(training, order, subspaces, different, bits, seed, iterations) for order in orders]
+    best = min(fitted, key=lambda quantizer: distortion(quantizer, normal))  # of equals the first: as given
+    if centroids is None or centroids == different:
+        return best
+    missing = ((0, 0), (0, centroids - different), (0, 0))
+    return replace(best, codebooks=np.pad(best.codebooks, missing, mode="edge"))
 
 
 def _train(

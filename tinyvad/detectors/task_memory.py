@@ -7,9 +7,10 @@ With c tasks in M rows, each has M // c. A task's rows lie in greedy order (``ti
 way to the next by being cut to its first rows, which is the same as selecting anew among its rows from row 0 on. Distances
 grow with the cut, so each task keeps thresholds for the sizes that it may be cut to (section ``LADR``).
 
-Product-quantised banks share one set of codebooks. Their candidates are quantised first and selected as decoded vectors:
-then the order is greedy among the vectors that are really stored, and none is stored twice. Codebooks of one product
-serve another badly (figures: ``tinyvad.continual.patchcore``).
+In a product-quantised bank every task has codebooks of its own, because those of one product serve another badly (figures:
+``tinyvad.continual.patchcore``). A new task's rows are selected first, then its codebooks are trained on them, as
+``PatchCoreLite`` does. More images of an old task are quantised first, with the task's codebooks, and selected as decoded
+vectors: then the order is greedy among the vectors that are really stored.
 
 Source: PatchCoreCL++ (banks of M / c vectors, cut to a prefix); Gonzalez 1985 for what a cut bank still covers.
 """
@@ -37,12 +38,13 @@ class TaskMemory:
     Attributes:
         rows: (K_t, D) int8 in greedy order, float32 for study; of a quantised bank the decoded vectors.
         images: how many images were seen.
-        codes: (K_t, M) uint8 of ``rows`` in a quantised bank, else None.
+        codes: (K_t, M) uint8 of ``rows`` in a quantised bank, else None. quantizer: that made them.
     """
 
     rows: np.ndarray
     images: int
     codes: np.ndarray | None = None
+    quantizer: ProductQuantizer | None = None
 
 
 def shares(total_rows: int, tasks: int) -> int:
@@ -68,7 +70,7 @@ def select(
     rows: int,
     max_candidates: int,
     seed: int,
-    quantizer: ProductQuantizer | None = None,
+    train: Callable[[np.ndarray, np.ndarray], ProductQuantizer] | None = None,
 ) -> TaskMemory:
     """Select a new task's memory from a stream of its embeddings, as ``PatchCore`` does, in one pass.
 
@@ -77,13 +79,14 @@ def select(
         rows: at most so many; fewer where patches repeat.
         max_candidates: patch vectors held for the selection, drawn uniformly where there are more.
         seed: of that draw.
-        quantizer: shared codebooks of a quantised bank.
+        train: of a quantised bank: rows (K_t, D) and candidates (k, D) -> the task's codebooks.
 
     Raises:
         InputError: an empty stream, a batch of another kind than (n, H, W, D), values that are not finite.
     """
     candidates, images = draw_candidates(embeddings, max_candidates, seed)
-    return choose(None, candidates, images, rows, quantizer)
+    memory = choose(None, candidates, images, rows)
+    return memory if train is None else quantised(memory, train(memory.rows, candidates))
 
 
 def extend(
@@ -92,7 +95,6 @@ def extend(
     rows: int,
     max_candidates: int,
     seed: int,
-    quantizer: ProductQuantizer | None = None,
 ) -> TaskMemory:
     """More images of a task that is already in the bank; its old images are not needed.
 
@@ -100,13 +102,14 @@ def extend(
     that guarantees: if every old patch lay within r of the old rows, and the selection reaches radius p over old rows and
     new candidates together, then every old patch lies within r + p of the new rows and every new candidate within p; p
     is at most twice what the best choice of that many vectors could reach. Where ``rows`` holds everything, no old row is
-    lost; and images that bring no new vector change nothing in a memory that ``select`` or ``extend`` made.
+    lost; and images that bring no new vector change nothing in a memory of distinct rows that ``select`` or ``extend``
+    made. A quantised memory keeps its codebooks.
 
     Args:
         memory: what there is. The other arguments and errors are those of ``select``.
     """
     candidates, images = draw_candidates(embeddings, max_candidates, seed)
-    return choose(memory, candidates, images, rows, quantizer)
+    return choose(memory, candidates, images, rows, memory.quantizer)
 
 
 def draw_candidates(embeddings: Iterable[np.ndarray], max_candidates: int, seed: int) -> tuple[np.ndarray, int]:
@@ -129,7 +132,11 @@ def draw_candidates(embeddings: Iterable[np.ndarray], max_candidates: int, seed:
 def choose(
     old: TaskMemory | None, candidates: np.ndarray, images: int, rows: int, quantizer: ProductQuantizer | None = None
 ) -> TaskMemory:
-    """``select`` (no old memory) or ``extend`` on (k, D) candidates of ``images`` images that are drawn already."""
+    """Selection from (k, D) candidates of ``images`` images that are drawn already, after the rows of an old memory.
+
+    Args:
+        quantizer: the candidates are selected as the vectors that its codes stand for.
+    """
     codes = None
     if quantizer is not None:
         codes = quantizer.encode(candidates)  # (k, M) uint8
@@ -142,7 +149,13 @@ def choose(
         if codes is not None and old.codes is not None:
             codes = np.concatenate([old.codes, codes])
     order = farthest_first(candidates, rows, None if old is None else 0).order
-    return TaskMemory(candidates[order], images, None if codes is None else codes[order])
+    return TaskMemory(candidates[order], images, None if codes is None else codes[order], quantizer)
+
+
+def quantised(memory: TaskMemory, quantizer: ProductQuantizer) -> TaskMemory:
+    """A memory in the codes of a quantiser: its rows become those that are stored."""
+    codes = quantizer.encode(memory.rows)
+    return replace(memory, rows=quantizer.decode(codes), codes=codes, quantizer=quantizer)
 
 
 def ladder_sizes(rows: int) -> list[int]:

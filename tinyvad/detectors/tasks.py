@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 MAX_TASKS = 255
 MAX_CELLS = 65536  # of a grid with prototypes: keeps the device's sums within their widths
 TASK_SECTIONS = ("TASK", "PROT")  # REQUIRED where they are
-LEARNT = {  # by kind; a task has the same number of rows in all but TABL
+LEARNT = {  # by kind; TASK says how many rows a task has, but for those of ``EQUAL``
     "PADM": ("MEAN", "SCAL", "TABL"), "PADF": ("MEAN", "SCAL", "TABL", "CHOL"), "PADC": ("MEAN", "SCAL", "TABL", "CHOL"),
-    "CORE": ("BANK",), "PQPC": ("CODE",),
+    "CORE": ("BANK",), "PQPC": ("CODE", "INDX", "CBK "),
 }  # fmt: skip
+EQUAL = ("TABL", "INDX", "CBK ")  # of what is learnt: as many rows for every task
 _REMEDY = "build the bank again"
 
 
@@ -125,12 +126,13 @@ def _one_task(
 
 
 def _rows_in(sections: Mapping[str, np.ndarray], tag: str, whole: int, tasks: int) -> int:
-    """Rows of every task in TABL, 0 for the sections that TASK shares out; InputError if the tasks do not fill it."""
+    """A task's rows in a section of ``EQUAL``, 0 in one that TASK shares out; InputError if the tasks do not fill it."""
     shape = sections[tag].shape
-    right = len(shape) > 0 and (shape[0] % tasks == 0 if tag == "TABL" else shape[0] == whole)
+    right = len(shape) > 0 and (shape[0] % tasks == 0 if tag in EQUAL else shape[0] == whole)
     if not right:
-        raise InputError(f"bank section {tag}: shape {shape} does not go with {tasks} tasks of {whole} rows; {_REMEDY}")
-    return shape[0] // tasks if tag == "TABL" else 0
+        of_rows = "" if tag in EQUAL else f" of {whole} rows"
+        raise InputError(f"bank section {tag}: shape {shape} does not go with {tasks} tasks{of_rows}; {_REMEDY}")
+    return shape[0] // tasks if tag in EQUAL else 0
 
 
 def _check_ladder(kind: str, ladder: np.ndarray, tasks: int) -> None:
@@ -160,6 +162,8 @@ def join_tasks(scorers: Sequence[Scorer], images: Sequence[int], prototypes: np.
     for tag, first in parts[0].items():
         arrays = [part[tag] for part in parts]
         if tag in LEARNT[kind]:
+            if len({array.shape[1:] for array in arrays}) > 1:
+                raise InputError(f"tasks of one bank differ in the shape of section {tag}; learn them with one build")
             joined[tag] = np.concatenate(arrays)
             continue
         if tag == "CFG " and not kind.startswith("PAD"):
