@@ -248,7 +248,7 @@ def tensors() -> list[Tensor]:
     return [Tensor(f"t{c}", (1, cells, cells, c), "int8") for cells, c in ((24, 24), (12, 40), (6, 96))]
 
 
-@pytest.mark.parametrize("method", ["padim-compact", "padim", "padim-lite", "patchcore"])
+@pytest.mark.parametrize("method", ["padim-compact", "padim", "padim-lite", "patchcore", "patchcore-lite"])
 @pytest.mark.parametrize("tasks", [1, 2, 15, 255])
 def test_the_bytes_that_a_message_asks_for_are_enough(method, tasks):
     with pytest.raises(CheckFailed, match=r"> 3 KiB: use ") as error:

@@ -15,9 +15,10 @@ the heat map needs.
 from __future__ import annotations
 
 import tempfile
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
 from typing import IO, Any
 
@@ -228,13 +229,26 @@ def _forms(
         rows = min(core_size_for_budget(room, depth), PATCHCORE_LARGEST)
         size = min(available, rows)
         return [({"bank_size": size, **common}, 0, (size if tasks == 1 else rows) * depth, rows)]
-    rows, subspaces, bits = lite_size_for_budget(room, depth, PATCHCORE_LARGEST, tasks)
+    try:
+        rows, subspaces, bits = lite_size_for_budget(room, depth, PATCHCORE_LARGEST, tasks)
+    except CheckFailed:
+        return [({}, 0, bisect_left(range(1 << 30), True, key=partial(_lite_fits, depth=depth, tasks=tasks)), 0)]
     size = min(available, rows)
     settings = {"bank_size": size, "subspaces": subspaces, "bits": bits, **common}
     if tasks == 1:
         return [(settings, 0, bank_bytes(size, depth, subspaces, bits), rows)]
     own = (1 << bits) * depth + 2 * depth  # codebooks and channel order; V is fixed, however few images come first
     return [({**settings, "centroids": 1 << bits}, own, rows * ((subspaces * bits + 7) // 8), rows)]
+
+
+def _lite_fits(room: int, depth: int, tasks: int) -> bool:
+    from tinyvad.detectors.nearest import lite_size_for_budget
+
+    try:
+        lite_size_for_budget(room, depth, PATCHCORE_LARGEST, tasks)
+    except CheckFailed:
+        return False
+    return True
 
 
 def make_detector(plan: MethodPlan, embedding: Embedding) -> Any:
