@@ -247,8 +247,8 @@ def readme(chip: Chip | None, name: str, arena_bytes: int) -> str:
             f"- `link.ld`, `startup.c`, `Makefile`: for {chip.name}; `make` links firmware.elf, `make size` prints it.",
             "- `main.c`: start here: put your camera into camera_read and your output into report.",
             "- In a vendor's project: add model.c, bank.S and runtime/, give the arena its section, keep their start-up.",
-            *([_SLOTS_NOTE] if chip.slots else []),
             "  A chip whose ROM wants a header of its own before the vectors (RP2040, RP2350, STM32N6) needs that.",
+            *([_SLOTS_NOTE] if chip.slots else []),
         ]
     lines.append("- `tinyvad verify BUILD --engine firmware` runs these very objects under QEMU and compares every score.")
     return "\n".join(lines) + "\n"
