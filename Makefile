@@ -55,8 +55,8 @@ firmware-tools:
 
 # libFuzzer on tvad_open and tvad_score; needs clang and its compiler-rt (Debian: clang libclang-rt-14-dev)
 FUZZ_SECONDS ?= 600
-FUZZ_SOURCES := $(addprefix export/runtime/tvad_,bank.c bank_kind.c crc.c embed.c route.c score.c score_core.c \
-                score_padim.c score_pq.c triangle.c)
+FUZZ_SOURCES := $(addprefix export/runtime/tvad_,bank.c bank_kind.c crc.c embed.c route.c score.c score_centres.c \
+                score_core.c score_linear.c score_padim.c score_pairs.c score_pq.c triangle.c)
 fuzz: $(DEV)
 	mkdir -p build/fuzz/corpus
 	$(BIN)/python tests/small_banks.py build/fuzz/seeds

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinyvad.bank import read_bank
+from tinyvad.detectors import NATIVE
 from tinyvad.errors import InputError
 from tinyvad.export.c_model import Camera, model_header, model_source, plain
 from tinyvad.export.c_project import Chip, bank_source, link_script, makefile, readme
@@ -47,6 +48,7 @@ def firmware_files(
     if map_shape(graph, graph.inputs[0])[:2] != tuple(header.input_size) or len(graph.outputs) != header.taps:
         raise InputError("bank.tvb and the network differ in input size or number of taps; use the files of one build")
     packed_for = "mve" if chip is not None and chip.core == "cortex-m55" else "scalar"
+    pool, native = int(read.sections["TAPS"][0][6]), header.kind in NATIVE
     graph = graph.copy(name=plain(name or str(read.meta.get("task") or graph.name)))
     crc, grid = header.backbone_crc32, (int(header.grid_size[0]), int(header.grid_size[1]))
     learning = (0, 0) if chip is None else (chip.slot_bytes, chip.learning_bytes)
@@ -54,7 +56,7 @@ def firmware_files(
         "README.md": readme(chip, graph.name, schedule.arena_bytes).encode(),
         "bank.S": bank_source(header.align).encode(),
         "bank.tvb": bank,
-        "model.c": model_source(graph, schedule, crc, grid, packed_for, camera).encode(),
+        "model.c": model_source(graph, schedule, crc, grid, packed_for, camera, pool, native).encode(),
         "model.h": model_header(graph, schedule, crc, camera, *learning).encode(),
         **{f"runtime/{path.name}": path.read_bytes() for path in _runtime()},
         **({} if chip is None else project_files(chip, [path.name for path in _runtime()])),

@@ -54,9 +54,13 @@ class Slot:
 
 
 def layer_slots(
-    graph: Graph, grid: tuple[int, int], packed_for: str = "scalar", camera: Camera | None = None
+    graph: Graph, grid: tuple[int, int], packed_for: str = "scalar", camera: Camera | None = None, pool: int = POOL,
+    native: bool = False,
 ) -> list[Slot]:
     """The layers of model.c in order; see the module's text.
+
+    Args:
+        pool: width of the embedding's pooling. native: a tap's part of what is scored is the tap itself.
 
     Raises:
         InputError: an op that the C runtime does not have, or too many taps.
@@ -71,7 +75,8 @@ def layer_slots(
             slots.append(Slot(NODE, index, operand, layer_of(graph, node, packed_for, operand), node_macs(graph, node)))
     for index, tap in enumerate(graph.outputs):
         shape = map_shape(graph, tap)
-        part = Layer("EMBED", part_name(tap), shape, (*grid, shape[2]), kernel=(POOL, POOL), channel=index)
+        part_shape = shape if native else (*grid, shape[2])
+        part = Layer("EMBED", part_name(tap), shape, part_shape, kernel=(pool, pool), channel=index)
         slots.append(Slot(EMBED, index, 0, part))
     slots.append(Slot(SCORE, 0, 0, Layer("SCORE", "score map", (*grid, 1), (*grid, 1))))
     return slots
@@ -130,13 +135,18 @@ def model_source(
     grid: tuple[int, int],
     packed_for: str = "scalar",
     camera: Camera | None = None,
+    pool: int = POOL,
+    native: bool = False,
 ) -> str:
     """model.c: constants of every layer, the list of layers, the steps with their places in the arena, the model.
+
+    Args:
+        pool, native: as for ``layer_slots``.
 
     Raises:
         InputError: what ``layer_slots`` refuses, or a number that the runtime's structs cannot hold.
     """
-    slots = layer_slots(graph, grid, packed_for, camera)
+    slots = layer_slots(graph, grid, packed_for, camera, pool, native)
     number = {(slot.kind, slot.index, slot.operand): i for i, slot in enumerate(slots)}
     flash = sum(slot.layer.nbytes for slot in slots)
     parts = [_overview(graph, slots, schedule, flash), '#include "model.h"\n']

@@ -75,7 +75,7 @@ def _compare(
 ) -> dict[str, Any]:
     inputs = apply_table(seen(firmware, images), model.table)
     taps = model.engine.features(inputs)
-    maps, tasks = model.score_embeddings(model.embedding.integer(taps))  # (n, H, W), (n,)
+    maps, tasks = model.score_taps(taps)  # (n, H, W), (n,)
     wrong = [mine != run.tensors[name] for name, mine in zip(firmware.taps, taps, strict=True)]
     wrong_cells = maps != run.maps
     peaks = maps.reshape(len(maps), -1)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyvad.bank import open_bank
+from tinyvad.detectors import NATIVE
 from tinyvad.errors import InputError
 from tinyvad.export.c_model import FORMATS, Camera, Slot, layer_slots
 from tinyvad.graph.tflite_import import import_tflite
@@ -66,8 +67,9 @@ def read_firmware(build: Path) -> Firmware:
         raise InputError(f"{folder / 'model.h'}: {error} is missing; make the build again") from error
     camera = Camera(width, height, form) if width else None
     graph = import_tflite((build / BACKBONES["int8"]).read_bytes())
-    grid = open_bank(build / BANKS["int8"]).header.grid_size
-    slots = layer_slots(graph, (int(grid[0]), int(grid[1])), "scalar", camera)
+    bank = open_bank(build / BANKS["int8"])
+    grid = (int(bank.header.grid_size[0]), int(bank.header.grid_size[1]))
+    slots = layer_slots(graph, grid, "scalar", camera, int(bank.sections["TAPS"][0][6]), bank.header.kind in NATIVE)
     return Firmware(folder, slots, tuple(graph.outputs), camera, arena_bytes, packed_for, slot_bytes, learning)
 
 

@@ -8,19 +8,21 @@ measurement: ``kind`` is always 'estimated'.
 
 ``Work`` counts what the runtime does by kernel. Multiply-accumulates of kernels that have none: pool and mean count the
 values that they add up, ``frame`` and ``embed`` the weighted sums of their two passes, ``search`` and ``scan`` the
-comparisons of values and of codes.
+comparisons of values and of codes, ``pairs`` three products a channel of every position.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinyvad.embedding import POOL, tap_matrix
 from tinyvad.errors import InputError
 from tinyvad.firmware_sim.targets import Target
 from tinyvad.graph.ir import Graph, Node, node_macs
@@ -166,13 +168,18 @@ def frame_work(size: tuple[int, int], frame: tuple[int, int] | None) -> Workload
     return {"frame": Work(3 * frame[0] * width * taps_w + values * taps_h, values)}
 
 
-def embedding_work(taps: list[tuple[int, int, int]], grid: tuple[int, int]) -> Workload:
-    """Pooling and aligning tapped maps of (h, w, C) to a grid: the non-zero entries of its two matrices."""
-    from tinyvad.embedding import tap_matrix
+def embedding_work(
+    taps: Sequence[tuple[int, int, int]], grid: tuple[int, int], pool: int = POOL, native: bool = False
+) -> Workload:
+    """Pooling and aligning tapped maps of (h, w, C) to a grid: the non-zero entries of its two matrices.
 
+    ``native``: the scorer reads the maps themselves, which are only copied.
+    """
+    if native:
+        return {"copy": Work(0, sum(math.prod(tap) for tap in taps))}
     macs = outputs = 0
     for height, width, channels in taps:
-        rows, columns = (int(np.count_nonzero(tap_matrix(s, g)[0])) for s, g in zip((height, width), grid))
+        rows, columns = (int(np.count_nonzero(tap_matrix(s, g, pool)[0])) for s, g in zip((height, width), grid))
         macs += channels * (rows * width + grid[0] * columns)
         outputs += channels * grid[0] * grid[1]
     return {"embed": Work(macs, outputs)}
@@ -202,6 +209,8 @@ def scorer_work(scorer: Any, depth: int, grid: tuple[int, int]) -> Workload:
     if scorer.kind == "PQPC":
         subspaces, centroids, _ = scorer.quantizer.codebooks.shape
         return nearest_work(cells, depth, len(scorer.codes), subspaces, centroids)
+    if scorer.kind == "STFP":
+        return {"pairs": Work(scorer.macs(grid), scorer.positions())}
     return gaussian_work(cells, depth, scorer.mean.shape[-1], scorer.bits, scorer.projection is not None)
 
 

@@ -44,6 +44,7 @@ def plan(
     embed_scratch: Sequence[int] = (),
     limit: int | None = None,
     layer_scratch: Callable[[Graph, Node], int] | None = None,
+    parts: Sequence[int] = (),
 ) -> Schedule:
     """Plan a network whose outputs are the taps.
 
@@ -56,6 +57,7 @@ def plan(
         scorer_scratch: bytes of scratch of the scorer; embed_scratch: of making each tap's part, in the graph's order.
         limit: bytes that the arena may take (``auto`` and ``patch``); with none, ``patch`` takes the least.
         layer_scratch: bytes of scratch that a node's kernel needs, by default those of our runtime.
+        parts: bytes of each tap's part of what is scored, in the graph's order; by default the grid's cells by its channels.
 
     Returns:
         The schedule; above the limit if no plan fits it.
@@ -63,7 +65,7 @@ def plan(
     Raises:
         InputError: an unknown strategy, or a graph that cannot be planned.
     """
-    net, scorer = _read(graph, grid, frame, scorer_scratch, embed_scratch, layer_scratch)
+    net, scorer = _read(graph, grid, frame, scorer_scratch, embed_scratch, layer_scratch, parts)
     if strategy not in (*STRATEGIES, AUTO):
         raise InputError(f"unknown memory strategy {strategy!r}: use {', '.join(STRATEGIES)} or {AUTO}")
     if strategy == AUTO:
@@ -76,7 +78,7 @@ def plan(
 
 def _read(
     graph: Graph, grid: tuple[int, int], frame: str | None, scorer_scratch: int, embed_scratch: Sequence[int],
-    layer_scratch: Callable[[Graph, Node], int] | None,
+    layer_scratch: Callable[[Graph, Node], int] | None, parts: Sequence[int],
 ) -> tuple[Network, Scorer]:  # fmt: skip
     frame_scratch = 0
     if frame is not None:
@@ -87,11 +89,12 @@ def _read(
         if len(graph.tensors[tap].shape) != 4:
             raise InputError(f"layer {tap} is no map but {graph.tensors[tap].shape}; tap an earlier layer")
     cells = grid[0] * grid[1]
-    parts = tuple(cells * graph.tensors[tap].shape[3] for tap in net.taps)
-    scratch = tuple(embed_scratch) or (0,) * len(parts)
-    if len(scratch) != len(parts):
-        raise InputError(f"graph {graph.name}: scratch for {len(scratch)} taps given, it has {len(parts)}")
-    return net, Scorer(parts, scratch, 4 * cells, scorer_scratch)
+    sizes = tuple(parts) or tuple(cells * graph.tensors[tap].shape[3] for tap in net.taps)
+    scratch = tuple(embed_scratch) or (0,) * len(net.taps)
+    if not len(scratch) == len(sizes) == len(net.taps):
+        given = f"scratch for {len(scratch)} taps and parts of {len(sizes)}"
+        raise InputError(f"graph {graph.name}: {given} given, it has {len(net.taps)}")
+    return net, Scorer(sizes, scratch, 4 * cells, scorer_scratch)
 
 
 def _extras(scorer: Scorer) -> Extras:

@@ -10,9 +10,11 @@ from c_runtime import Guarded, library
 from c_structs import CBank, CResult
 
 SOURCES = (
-    "tvad_bank", "tvad_bank_kind", "tvad_crc", "tvad_embed", "tvad_input", "tvad_route", "tvad_score", "tvad_score_core",
-    "tvad_score_padim", "tvad_score_pq", "tvad_status", "tvad_triangle",
+    "tvad_bank", "tvad_bank_kind", "tvad_crc", "tvad_embed", "tvad_input", "tvad_route", "tvad_score", "tvad_score_centres",
+    "tvad_score_core", "tvad_score_linear", "tvad_score_padim", "tvad_score_pairs", "tvad_score_pq", "tvad_status",
+    "tvad_triangle",
 )  # fmt: skip
+NATIVE = int.from_bytes(b"STFP", "little")  # a kind whose parts are the tapped maps
 DSP = ("-DTVAD_DSP_EMULATE=1",)  # the SMLAD paths, their instructions written out in C
 STATUS = ("OK", "MAGIC", "SIZE", "CRC", "FIELD", "SECTION", "BACKBONE", "ARENA", "FRAME", "ALIGNMENT", "LEARN",
           "FULL", "STORE")  # fmt: skip
@@ -59,11 +61,11 @@ class OpenBank:
         return self._finish(result, [work, *buffers], work), result
 
     def score_parts(self, taps: list[np.ndarray]) -> tuple[np.ndarray, CResult, list[np.ndarray]]:
-        """The same in the two steps of ``tvad_run``; the parts of the embedding, (grid_h, grid_w, C) int8, too."""
-        cells = self.bank.grid_h * self.bank.grid_w
+        """The same in the two steps of ``tvad_run``; the parts of the embedding, (grid_h, grid_w, C) int8, or the maps, too."""
+        cells, native = self.bank.grid_h * self.bank.grid_w, self.bank.kind == NATIVE
         parts, kept = [], []
         for i, tap in enumerate(taps):
-            part, source = Guarded(cells * tap.shape[2]), _guarded(tap)
+            part, source = Guarded(tap.size if native else cells * tap.shape[2]), _guarded(tap)
             scratch = Guarded(self.lib.tvad_embed_scratch(ctypes.byref(self.bank), i))
             self.lib.tvad_embed(ctypes.byref(self.bank), i, source.address, part.address, scratch.address)
             kept += [part, source, scratch]
@@ -75,7 +77,10 @@ class OpenBank:
             ctypes.byref(self.bank), pointers, grid.address, work.address, ctypes.byref(result)
         )  # fmt: skip
         shape = (self.bank.grid_h, self.bank.grid_w, -1)
-        arrays = [part.bytes.view(np.int8).reshape(shape).copy() for part in parts]
+        arrays = [
+            part.bytes.view(np.int8).reshape(tap.shape if native else shape).copy()
+            for part, tap in zip(parts, taps, strict=True)
+        ]
         return self._finish(result, [*kept, grid, work], grid), result, arrays
 
     def _finish(self, result: CResult, guarded: list[Guarded], holder: Guarded) -> np.ndarray:

@@ -25,7 +25,7 @@ class CBank(ctypes.Structure):
             "nbytes", "kind", "backbone_crc32", "header_crc32", "generation")),
         *((name, ctypes.c_uint16) for name in ("input_h", "input_w", "grid_h", "grid_w", "depth", "values")),
         ("rows", ctypes.c_uint32), ("subspaces", ctypes.c_uint16),
-        *((name, ctypes.c_uint8) for name in ("bits", "mode", "taps", "tasks")),
+        *((name, ctypes.c_uint8) for name in ("bits", "mode", "taps", "shift", "tasks")),
         *((name, ctypes.c_void_p) for name in ("tap_rows", "input_table", "thresholds", "task_rows", "prototypes")),
         *((name, CSection) for name in (
             "mean", "codes", "tables", "factor", "indices", "projection", "bias", "vectors", "codebook", "test", "gold")),

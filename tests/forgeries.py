@@ -22,7 +22,7 @@ ENTRY_FIELDS = {
     "tag": (0, "4s"), "dtype": (4, "B"), "ndim": (5, "B"), "flags": (6, "H"), "offset": (8, "I"), "nbytes": (12, "I"),
     "dim0": (16, "I"), "dim1": (20, "I"), "dim2": (24, "I"),
 }  # fmt: skip
-KINDS = (b"PADM", b"PADF", b"PADC", b"CORE", b"PQPC", b"XXXX")
+KINDS = (b"PADM", b"PADF", b"PADC", b"CORE", b"PQPC", b"STFP", b"LINR", b"CFAS", b"XXXX")
 TAGS = (
     b"META", b"IVAR", b"TASK", b"PROT", b"LADR", b"LRN ", b"ABCD", b"ABC~", b"ABC\x7f", b"ABC\x1f", b"ABC\xfe", b"BA\0K",
     b"TAPS",
@@ -93,12 +93,12 @@ def of_sections(small: Small) -> Iterator[tuple[str, bytes]]:
         taps[:, 6] = pool
         yield f"pool {pool}", _write(small, {**sections, "TAPS": taps})
     ends = {
-        "CFG ": (-1, 0, 1, 2, 3, 4, 5, 8, 11, 12, 13, 15, 16, 20, 256, 300, 512, 513, 2**31 - 1, -(2**31)),
+        "CFG ": (-1, 0, 1, 2, 3, 4, 5, 8, 11, 12, 13, 15, 16, 20, 21, 31, 32, 256, 300, 512, 513, 2**31 - 1, -(2**31)),
         "TAPS": (-129, -128, -33, -32, -31, -1, 0, 1, 2, 3, 5, 7, 8, 9, 30, 31, 127, 128, 4096, 4097, 2**31 - 1, -(2**31)),
         "BIAS": (-33, -32, -31, -1, 0, 1, 9, 10, 11, 30, 31, 2**30, 2**31 - 1, -(2**31)),
         "INDX": (0, 1, 11, 12, 13, 255, 65535), "CODE": (0, 8, 9, 15, 16, 19, 20, 0x99, 0xF0, 255),
         "GOLD": (0, 1, 2, 3, 11, 12, 2**32 - 1), "THRS": (0, 2**32 - 1), "TABL": (0, 2**31, 2**32 - 1),
-        "SCAL": (0, 255) if sections["SCAL"].dtype == np.uint8 else
+        "SCAL": (0, 255) if "SCAL" in sections and sections["SCAL"].dtype == np.uint8 else
                 (0.0, -0.0, -1.0, 5e-324, -5e-324, np.inf, -np.inf, np.nan, 1.7e308),
         "TASK": (-(2**31), -1, 0, 1, 2, 3, 4, 6, 7, 9, 2**31 - 1),
         "PROT": (-(2**31), -(2**31) + 1, -127 * 12 - 1, -127 * 12, 0, 127 * 12, 127 * 12 + 1, 2**31 - 1),

@@ -17,6 +17,7 @@ from tinyvad.bank import Header, pack_meta, read_bank, write_bank
 from tinyvad.detectors import Scorer, check_bank
 from tinyvad.detectors.nearest import PatchCoreLiteScorer, PatchCoreScorer
 from tinyvad.detectors.product_quantizer import ProductQuantizer
+from tinyvad.detectors.student_teacher import Pairs, StudentTeacherScorer
 from tinyvad.detectors.triangular import Projection, TriangularScorer
 from tinyvad.embedding import Embedding, Tap, tap_matrix
 from tinyvad.errors import InputError
@@ -28,7 +29,7 @@ class Small:
     """A bank in memory and what it was made of."""
 
     data: bytes
-    embedding: Embedding
+    embedding: Embedding | Pairs
     scorer: Scorer
     sections: dict[str, np.ndarray]
     header: Header
@@ -45,10 +46,20 @@ class Small:
         """The task of an image, by the words of the SPEC."""
         if not self.tasks:
             return 0
-        last = self.embedding.integer([q[None] for q in maps])[0, ..., -self.embedding.taps[-1].channels :]
-        signature = [sum(int(v) for v in channel) for channel in last.reshape(-1, last.shape[-1]).T]
+        channels = self.embedding.taps[-1].channels
+        signature = [sum(int(v) for v in channel) for channel in self.routed(maps)[0, ..., -channels:].reshape(-1, channels).T]
         far = [sum((a - int(b)) ** 2 for a, b in zip(signature, row, strict=True)) for row in self.sections["PROT"]]
         return far.index(min(far))
+
+    def routed(self, maps: list[np.ndarray]) -> np.ndarray:
+        """(1, ...) int8, whose last values make an image's signature: its embedding, or its last map where there is none."""
+        return maps[-1][None] if self.embedding.native else self.embedding.integer([q[None] for q in maps])
+
+    def embeddings(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """What the scorer takes, of n random images."""
+        if self.embedding.native:
+            return self.embedding.integer([np.stack(maps) for maps in zip(*(self.maps(rng) for _ in range(n)))])
+        return rng.integers(-127, 128, (n, *self.embedding.grid, self.embedding.depth)).astype(np.int8)
 
     def threshold(self, maps: list[np.ndarray]) -> int:
         return int(self.sections["THRS"][self.task(maps)])
@@ -110,14 +121,27 @@ def memory(rng: np.random.Generator, rows: int, depth: int) -> PatchCoreScorer:
     return PatchCoreScorer(rng.integers(-128, 128, (rows, depth)).astype(np.int8), 0.25)
 
 
+def student(
+    rng: np.random.Generator, grid: tuple[int, int], channels: tuple[int, ...] = (3, 3), sizes: Any = ((7, 5), (3, 4))
+) -> tuple[Pairs, StudentTeacherScorer]:
+    """A student's and a teacher's maps, and their scorer; the last map has twelve positions."""
+    taps = tuple(
+        Tap(f"{who}{i}", size, c, float(rng.uniform(0.01, 0.1)), int(rng.integers(-128, 128)), 0.1)
+        for who in "st" for i, (size, c) in enumerate(zip(sizes, channels))
+    )  # fmt: skip
+    pairs = Pairs(tuple(replace(tap, step=tap.scale) for tap in taps), grid)
+    most = len(channels) * (pairs.bits + 1) - 32  # with it nothing is cut off
+    return pairs, StudentTeacherScorer(pairs.layers, grid, int(np.clip(most + rng.integers(-4, 3), 0, 31)))
+
+
 def bank_of(
-    rng: np.random.Generator, embedding: Embedding, scorer: Scorer, golden: int = 2, align: int = 16
+    rng: np.random.Generator, embedding: Embedding | Pairs, scorer: Scorer, golden: int = 2, align: int = 16
 ) -> Small:
     """The bank of an embedding and a scorer, as a build writes it."""
     grid = embedding.grid
     test = rng.integers(-127, 128, (golden, embedding.depth)).astype(np.int8)
     places = rng.integers(0, grid[0] * grid[1], golden)
-    gold = [[0, place, _score_at(scorer, grid, vector, place)] for vector, place in zip(test, places)]
+    gold = [[0, place, _score_at(scorer, embedding, vector, place)] for vector, place in zip(test, places)]
     sections: dict[str, np.ndarray] = {
         "LUT ": rng.integers(-128, 128, (3, 256)).astype(np.int8),
         **embedding.sections(),
@@ -132,26 +156,28 @@ def bank_of(
 
 
 def bank_of_tasks(
-    rng: np.random.Generator, embedding: Embedding, scorers: list[Scorer], golden: int = 3, ladder: int = 3
+    rng: np.random.Generator, embedding: Embedding | Pairs, scorers: list[Scorer], golden: int = 3, ladder: int = 3
 ) -> Small:
     """A bank of several tasks, its sections put together by the words of the SPEC."""
     grid, count, kind = embedding.grid, len(scorers), scorers[0].kind
     parts = [scorer.sections() for scorer in scorers]
     learnt = ("MEAN", "SCAL", "TABL", "CHOL") if kind.startswith("PAD") else ("BANK", "CODE", "INDX", "CBK ")
     sections = {tag: np.concatenate([p[tag] for p in parts]) if tag in learnt else a for tag, a in parts[0].items()}
-    each = [len(p["MEAN" if kind.startswith("PAD") else "BANK" if kind == "CORE" else "CODE"]) for p in parts]
-    if not kind.startswith("PAD"):
+    rows_of = {"PADM": "MEAN", "PADF": "MEAN", "PADC": "MEAN", "CORE": "BANK", "PQPC": "CODE"}.get(kind)
+    each = [len(p[rows_of]) if rows_of else 1 for p in parts]
+    if kind in ("CORE", "PQPC"):
         sections["CFG "] = np.array([sum(each), *parts[0]["CFG "][1:]], np.int32)
         falling = np.sort(rng.integers(1, 50, (count, ladder)), axis=1)[:, ::-1]
         sections["LADR"] = np.stack([falling, rng.integers(0, 1 << 20, (count, ladder))], -1).astype(np.uint32)
     rows = [[sum(each[:t]), each[t], int(rng.integers(0, 99)), 0] for t in range(count)]
-    cells, channels = grid[0] * grid[1], embedding.taps[-1].channels
+    channels, size = embedding.taps[-1].channels, embedding.taps[-1].size if embedding.native else grid
+    cells = size[0] * size[1]
     spread = max(1, int(127 * cells**0.5))  # as wide as the signatures of random images: every task comes
     sections["TASK"] = np.array(rows, np.int32)
     sections["PROT"] = rng.integers(-spread, spread + 1, (count, channels)).clip(-127 * cells, 127 * cells).astype(np.int32)
     test = rng.integers(-127, 128, (golden, embedding.depth)).astype(np.int8)
-    asked = [(i % count, int(rng.integers(cells))) for i in range(golden)]
-    gold = [[t, at, _score_at(scorers[t], grid, vector, at)] for vector, (t, at) in zip(test, asked, strict=True)]
+    asked = [(i % count, int(rng.integers(grid[0] * grid[1]))) for i in range(golden)]
+    gold = [[t, at, _score_at(scorers[t], embedding, vector, at)] for vector, (t, at) in zip(test, asked, strict=True)]
     sections = {
         "LUT ": rng.integers(-128, 128, (3, 256)).astype(np.int8),
         **embedding.sections(),
@@ -166,10 +192,8 @@ def bank_of_tasks(
     return Small(data, embedding, scorers[0], sections, header, tuple(scorers))
 
 
-def _score_at(scorer: Scorer, grid: tuple[int, int], vector: np.ndarray, place: int) -> int:
-    cells = np.zeros((1, *grid, len(vector)), np.int8)
-    cells[0].reshape(-1, len(vector))[place] = vector
-    return int(scorer.score(cells).reshape(-1)[place])
+def _score_at(scorer: Scorer, embedding: Embedding | Pairs, vector: np.ndarray, place: int) -> int:
+    return int(scorer.score(embedding.with_vector(vector, place)).reshape(-1)[place])
 
 
 def every_kind(rng: np.random.Generator, grid: tuple[int, int] = (3, 4)) -> dict[str, Small]:
@@ -190,7 +214,7 @@ def every_kind(rng: np.random.Generator, grid: tuple[int, int] = (3, 4)) -> dict
         "patchcore-lite 4 bits": quantised(rng, 30, 12, 3, 4),
         "patchcore-lite 4 bits, few rows": quantised(rng, 9, 12, 6, 4),
     }
-    return {name: bank_of(rng, e, scorer) for name, scorer in scorers.items()}
+    return {**{name: bank_of(rng, e, scorer) for name, scorer in scorers.items()}, "student": bank_of(rng, *student(rng, grid))}
 
 
 def every_kind_of_tasks(rng: np.random.Generator, count: int, grid: tuple[int, int] = (3, 4)) -> dict[str, Small]:
@@ -214,13 +238,21 @@ def every_kind_of_tasks(rng: np.random.Generator, count: int, grid: tuple[int, i
         "patchcore-lite": quantisers(256, 4, 8), "patchcore-lite 4 bits": quantisers(7, 6, 4),
         "patchcore-lite of one centroid": quantisers(1, 3, 8),
     }  # fmt: skip
-    return {name: bank_of_tasks(rng, e, scorers) for name, scorers in kinds.items()}
+    pairs, one = student(rng, grid)
+    return {
+        **{name: bank_of_tasks(rng, e, scorers) for name, scorers in kinds.items()},
+        "student": bank_of_tasks(rng, pairs, [one] * count),
+    }
 
 
 def scores_of(data: bytes, maps: list[np.ndarray]) -> tuple[np.ndarray, int]:
     """(grid_h, grid_w) uint32 and the task: what Python gives for a bank as the device reads it, TAPS without STEP."""
     bank = read_bank(data)
     rows, scorers = check_bank(bank)
+    if bank.header.kind == "STFP":
+        tasks = scorers.route(maps[-1][None])
+        taps = tuple(Tap("", (r[0], r[1]), r[2], 1.0, r[3], 1.0) for r in rows.tolist())
+        return scorers.score(Pairs(taps, bank.header.grid_size).integer([q[None] for q in maps]), tasks)[0], int(tasks[0])
     parts = []
     for row, q in zip(rows.tolist(), maps, strict=True):
         a, b = (tap_matrix(size, cells, row[6])[0] for size, cells in zip(row[:2], bank.header.grid_size))

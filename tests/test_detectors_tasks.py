@@ -25,7 +25,7 @@ def test_a_task_scores_as_its_own_bank(count: int) -> None:
     rng = np.random.default_rng(count)
     for name, small in every_kind_of_tasks(rng, count).items():
         rows, scorers = loaded(small)
-        embeddings = rng.integers(-127, 128, (7, 3, 4, 12)).astype(np.int8)
+        embeddings = small.embeddings(rng, 7)
         assert len(scorers.scorers) == count and scorers.last_channels == 3
         np.testing.assert_array_equal(scorers.thresholds, small.sections["THRS"])
         for task, (mine, alone) in enumerate(zip(scorers.scorers, small.tasks, strict=True)):

@@ -38,7 +38,7 @@ def check(small: Small, maps: list[np.ndarray], flags: tuple[str, ...] = ()) -> 
     assert b.lib.tvad_score_parts_scratch(ctypes.byref(b.bank)) == parts_scratch(rows, small.scorer)
     expected, task = small.expected(maps), small.task(maps)
     embeddings = small.embedding.integer([q[None] for q in maps])
-    assert scorers.route(embeddings).tolist() == [task]
+    assert scorers.route(small.routed(maps)).tolist() == [task]
     np.testing.assert_array_equal(scorers.score(embeddings, np.array([task]))[0], expected)
     whole, result = b.score(maps)
     apart, same, _ = b.score_parts(maps)
@@ -104,7 +104,7 @@ def test_a_task_of_several_is_the_bank_of_that_task_alone(count: int) -> None:
             threshold = small.sections["THRS"][task : task + 1]
             single = OpenBank(write_bank(alone.header, {**alone.sections, "THRS": threshold}, ()))
             prototypes = np.full_like(small.sections["PROT"], 127 * 12)
-            prototypes[task] = small.embedding.integer([q[None] for q in maps])[0, ..., -3:].sum((0, 1), dtype=np.int64)
+            prototypes[task] = small.routed(maps)[0, ..., -3:].sum((0, 1), dtype=np.int64)
             several = OpenBank(write_bank(small.header, {**small.sections, "PROT": prototypes}, ()))
             (mine, result), (expected, one) = several.score(maps), single.score(maps)
             np.testing.assert_array_equal(mine, expected)

@@ -18,7 +18,7 @@ from tinyvad import sweep, variants
 from tinyvad.build import build
 from tinyvad.cli import main
 from tinyvad.demo import render_demo
-from tinyvad.detectors import METHODS, load_scorer
+from tinyvad.detectors import load_scorer
 from tinyvad.errors import InputError
 from tinyvad.firmware_sim.latency import scorer_work
 from tinyvad.fitting import plan_method
@@ -85,14 +85,14 @@ def folder(part: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sweep.PLANNED)
 def test_blank_scorers_are_like_fitted_ones(method: str, rng: np.random.Generator) -> None:
     """Round trip through a bank's sections: shapes, kind and needs stay what they are."""
     tensors = [Tensor(f"t{i}", (1, size, size, 12), "int8") for i, size in enumerate((12, 6))]
     plan = plan_method(method, tensors, 96, 40, 40 << 10)
     scorer = variants.blank_scorer(plan, 24)
     kinds = ("PADC", "PADF", "PADM", "CORE", "PQPC")
-    assert scorer.kind == dict(zip(METHODS, kinds))[method]
+    assert scorer.kind == dict(zip(sweep.PLANNED, kinds, strict=True))[method]
     x = rng.integers(-127, 128, (1, *plan.grid, 24)).astype(np.int8)
     assert scorer.score(x).shape == (1, *plan.grid)
     sections = sum(array.nbytes for array in scorer.sections().values())

@@ -42,6 +42,9 @@ KINDS = {
     "PADC": "compact PaDiM: projected, full covariance as a 4-bit Cholesky factor",
     "CORE": "PatchCore, int8 memory bank",
     "PQPC": "PatchCore, product-quantised memory bank",
+    "STFP": "student and teacher: cosine distances of pairs of maps",
+    "LINR": "SimpleNet: the last linear layer of a discriminator",
+    "CFAS": "CFA: distances of described patches to centres",
 }
 # A reader skips a tag that it doesn't know, unless it is flagged REQUIRED. New tags: here and in docs/SPEC.md
 TAGS = {

@@ -3,7 +3,8 @@
 The order, with what each step hands on:
 
 1. images and target           -> datasets, limits
-2. network, input size         -> a float graph whose memory plan fits the target's RAM (``tinyvad.choosing``)
+2. network, input size         -> a float graph whose memory plan fits the target's RAM (``tinyvad.choosing``); a method
+                                  that trains one adds its own part to it (``tinyvad.fitting_trained``)
 3. calibration, quantisation   -> backbone.tflite, read back by the exact engine; backbone.onnx
 4. features of all good images -> tapped int8 maps on disk, of the exact and of the float engine
 5. method, embedding, fit      -> an integer scorer, within the flash that is left, and thresholds from held-out good
@@ -29,18 +30,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tinyvad import fitting
+from tinyvad import fitting, fitting_trained
 from tinyvad.bank import Header, read_bank
 from tinyvad.build_report import BuildFacts, make_cases, make_report
 from tinyvad.calibration import CALIBRATION_IMAGES, quantize_on
 from tinyvad.choosing import Choice, Chooser
 from tinyvad.continual.learn import KEYS, image_key, pack_state, state_name
 from tinyvad.continual.next_bank import HELD
-from tinyvad.detectors import METHODS, Scorer
+from tinyvad.detectors import METHODS, Scorer, real_scores
 from tinyvad.detectors.bank_tasks import BankTask, Learning, bank_of_tasks
 from tinyvad.detectors.device_learning import workspace_bytes
 from tinyvad.detectors.nearest import PatchCoreScorer
 from tinyvad.detectors.routing import prototype, signatures
+from tinyvad.detectors.student_teacher import Pairs, StudentTeacherScorer, golden_of
 from tinyvad.detectors.task_gaussians import TaskStatistics
 from tinyvad.detectors.task_memory import novelty
 from tinyvad.embedding import Embedding, on_grid
@@ -63,7 +65,7 @@ from tinyvad.images import Dataset, Preprocessing, apply_table, find_datasets, l
 from tinyvad.metrics import f1_max
 from tinyvad.model import BACKBONES, BANKS, FORMAT, MANIFEST, Model, batches, load
 from tinyvad.probing import FEWEST_IMAGES, Probe
-from tinyvad.project import Project, make_project
+from tinyvad.project import TRAINED, Project, make_project
 from tinyvad.report.html import write_report
 from tinyvad.sizing import (
     ScorerMemory,
@@ -99,12 +101,16 @@ class Built:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A detector fitted on one engine's features: what goes into one bank."""
+    """A detector fitted on one engine's features: what goes into one bank.
 
-    embedding: Embedding
+    Attributes:
+        golden: TEST and GOLD, some cells of the first image.
+    """
+
+    embedding: Embedding | Pairs
     scorer: Scorer
     held_out: np.ndarray
-    golden: np.ndarray
+    golden: tuple[np.ndarray, np.ndarray]
     threshold: int
     rule: str
     images: int
@@ -129,6 +135,7 @@ def build(project: Project, progress: Progress | None = None) -> list[Built]:
         datasets = [dataset for dataset in datasets if dataset.name == project.category]
     if project.method is not None and project.method not in METHODS:
         raise InputError(f"no method called {project.method}; choose one of {', '.join(METHODS)}")
+    fitting_trained.check_settings(project)
     target = load_target(project.target) if project.target is not None else None
     if target is not None and project.frame is not None:
         _check_frame(project.frame, target)
@@ -211,9 +218,13 @@ class _Build:
         self.preprocessing = Preprocessing(choice.size, choice.size, mean, std, bit_depth=project.bit_depth)
         self.skipped: list[tuple[Path, str]] = []
         self.keys: list[int] = []  # of the good images, so that none is learnt a second time
+        self.training: fitting_trained.Training | None = None
 
     def run(self, out: Path) -> Built:
         graph = self.backbone.graph_at(self.preprocessing.height)
+        if self.project.method in TRAINED:
+            self.training = self.train(graph, out)
+            graph = self.training.detector.graph()
         quantized = self.quantize(graph)
         files = {
             "int8": planned_tflite(quantized, f"tinyvad backbone {self.backbone.name}"),
@@ -309,22 +320,33 @@ class _Build:
             for values, grid in zip(floats, grids, strict=True)
         ]
 
+    def train(self, graph: Graph, out: Path) -> fitting_trained.Training:
+        """The method's own network, trained on the good images; one that was stopped goes on where it was."""
+        checkpoint = out.parent / f".{out.name}.training.npz"
+        return fitting_trained.train_on(graph, self.dataset.train_good, self.preprocessing, self.project, checkpoint, self.tell)
+
     def fit(self, name: str, store: fitting.TapStore, samples: list[np.ndarray]) -> Fitted:
         """Embedding, scorer and threshold from one engine's features of the good images."""
-        embedding = fitting.make_embedding(store, self.tensors, self.plan)
-        copies, rule = None, f"{self.project.quantile:g} quantile of held-out good images"
-        if store.count == 1:
-            copies, rule = fitting.TapStore(self.tensors), "shifted copies of the only good image"
-            copies.append(self.taps(name, fitting.shifted_copies(samples[0])))
-        tell = lambda done, total: self.tell(f"fit ({name})", done, total)  # noqa: E731
-        fit = fitting.fit_and_hold_out(store, embedding, self.plan, self.project.quantile, copies, tell)
-        first = next(iter(store.embeddings(embedding, np.arange(1))))[0]  # (H, W, D)
+        embedding: Embedding | Pairs
+        if self.training is not None:
+            embedding, fit = fitting_trained.fit_scorer(self.training, store, self.tensors, self.plan)
+            rule = fitting_trained.rule_of(self.training, self.project.quantile)
+        else:
+            embedding = fitting.make_embedding(store, self.tensors, self.plan)
+            copies, rule = None, f"{self.project.quantile:g} quantile of held-out good images"
+            if store.count == 1:
+                copies, rule = fitting.TapStore(self.tensors), "shifted copies of the only good image"
+                copies.append(self.taps(name, fitting.shifted_copies(samples[0])))
+            tell = lambda done, total: self.tell(f"fit ({name})", done, total)  # noqa: E731
+            fit = fitting.fit_and_hold_out(store, embedding, self.plan, self.project.quantile, copies, tell)
         # images that hardly differ make every fold's scores alike: the images that were fitted must pass as well
         seen = fitting.image_scores(fit.scorer, store.embeddings(embedding))
         threshold = max(fitting.threshold_of(scores, self.project.quantile) for scores in (fit.held_out, seen))
         channels = embedding.taps[-1].channels
-        total = sum(signatures(batch, channels).sum(0) for batch in store.embeddings(embedding))
-        return Fitted(embedding, fit.scorer, fit.held_out, first, threshold, rule, store.count,
+        routed = (maps[-1] for maps in store.batches()) if embedding.native else store.embeddings(embedding)
+        total = sum(signatures(batch, channels).sum(0) for batch in routed)
+        golden = _golden(embedding, fit.scorer, [m[0] for m in next(store.batches(np.arange(1)))])
+        return Fitted(embedding, fit.scorer, fit.held_out, golden, threshold, rule, store.count,
                       prototype(np.asarray(total), store.count), fit.statistics, fit.ladder)  # fmt: skip
 
     def finish(self, folder: Path, files: dict[str, bytes], fitted: dict[str, Fitted]) -> dict[str, Any]:
@@ -409,12 +431,6 @@ class _Build:
             taps=len(fitted.embedding.taps),
             updatable=self.project.tasks > 1,
         )
-        scores = fitted.scorer.score(fitted.golden[None])[0]  # (H, W)
-        cells = np.unique(np.linspace(0, scores.size - 1, SELF_TEST_CELLS).round().astype(int))
-        golden = (
-            fitted.golden.reshape(-1, fitted.embedding.depth)[cells],
-            np.array([[0, cell, scores.flat[cell]] for cell in cells], np.uint32),
-        )
         meta = {
             "method": self.plan.method,
             "layers": [tap.name for tap in fitted.embedding.taps],
@@ -426,7 +442,7 @@ class _Build:
             rising = np.maximum(np.maximum.accumulate(ladder[:, 1]), fitted.threshold)
             ladder = np.stack([ladder[:, 0], rising], 1)
         task = BankTask(self.dataset.name, fitted.images, fitted.threshold, fitted.rule, fitted.prototype, ladder, state)
-        return bank_of_tasks(header, shared, [fitted.scorer], [task], golden, meta, self.learning(fitted.scorer))
+        return bank_of_tasks(header, shared, [fitted.scorer], [task], fitted.golden, meta, self.learning(fitted.scorer))
 
     def learning(self, scorer: Scorer) -> Learning | None:
         """What a device must know to learn; None where the build is for one product."""
@@ -464,7 +480,7 @@ class _Build:
             "thresholds": {
                 name: {
                     "raw": one.threshold,
-                    "score": float(np.sqrt(one.threshold)) * one.scorer.unit,
+                    "score": float(real_scores(one.scorer, one.threshold)),
                     "rule": one.rule,
                     "n_held_out": len(one.held_out),
                 }
@@ -475,6 +491,7 @@ class _Build:
             "training": {
                 "n_good": self.n_good,
                 "skipped": [[str(path), reason] for path, reason in self.skipped],
+                **({} if self.training is None else self.training.facts),
             },
             "settings": {
                 "seed": project.seed, "frame": project.frame, "bank_bytes": project.bank_bytes,
@@ -497,6 +514,17 @@ class _Build:
     def evaluate(self, model: Model) -> Evaluation:
         progress = lambda done, total: self.tell(f"test ({model.engine.name})", done, total)  # noqa: E731
         return evaluate(model, self.dataset, self.project.on_error, progress)
+
+
+def _golden(embedding: Embedding | Pairs, scorer: Scorer, maps: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """TEST (n, depth) int8 and GOLD (n, 3) uint32 (task, cell, score) of one image's tapped maps [(h, w, C)]."""
+    cells = np.unique(np.linspace(0, embedding.grid[0] * embedding.grid[1] - 1, SELF_TEST_CELLS).round().astype(int))
+    if isinstance(embedding, Pairs):
+        assert isinstance(scorer, StudentTeacherScorer)
+        return golden_of(embedding, scorer, maps, cells.tolist())
+    vectors = embedding.integer([m[None] for m in maps])  # (1, H, W, D)
+    scores = scorer.score(vectors)
+    return vectors.reshape(-1, embedding.depth)[cells], np.array([[0, cell, scores.flat[cell]] for cell in cells], np.uint32)
 
 
 def _onnx_bytes(graph: Graph, preprocessing: Preprocessing) -> bytes:

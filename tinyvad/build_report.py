@@ -96,7 +96,7 @@ def _case(model: Model, verdict: Verdict, dataset: Dataset) -> Case:
     mask = verdict.sample.mask
     return Case(
         image=model.preprocessing.uint8_input(verdict.sample.path),
-        anomaly_map=upsample(model.real(verdict.grid_map)[None], size)[0],
+        anomaly_map=model.heat(verdict.grid_map[None])[0],
         mask=None if mask is None else resize_mask(read_mask(mask), *size),
         pred_score=verdict.pred_score,
         pred_label=verdict.pred_label,

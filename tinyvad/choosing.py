@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tinyvad import fitting
+from tinyvad import fitting, fitting_trained
 from tinyvad.backbones.source import (
     AUTO,
     DEFAULT_BACKBONE,
@@ -135,7 +135,7 @@ class Chooser:
     def trial(self, backbone: Backbone, size: int) -> Trial:
         key = (backbone.name, backbone.layers, size)
         if key not in self._trials:
-            self._trials[key] = Trial(backbone, size, self.project, self.target)
+            self._trials[key] = Trial(fitting_trained.outlined(backbone, self.project), size, self.project, self.target)
         return self._trials[key]
 
     def choose(self, probe: Callable[[], Probe] | None = None) -> Choice:
@@ -254,7 +254,8 @@ class Chooser:
     def _other_target(self, size: int) -> list[str]:
         """'--target NAME' of the preset with the least RAM on which this size fits, if there is one."""
         for target in sorted(list_targets(), key=lambda target: target.ram_bytes):
-            if not Trial(self.backbone, size, self.project, target).ram.problems:
+            outlined = fitting_trained.outlined(self.backbone, self.project)
+            if not Trial(outlined, size, self.project, target).ram.problems:
                 return [f"--target {target.name}"]
         return []
 

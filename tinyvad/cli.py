@@ -151,6 +151,8 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
 @click.option("--weights", type=click.Path(path_type=Path), help="For a name: .npz, .onnx, .tflite, or `random` to try it.")
 @click.option("--layers", help="Tapped tensors, comma separated.")
 @click.option("--method", help="See `tinyvad methods`. Default: by rule.")
+@click.option("--shared", help="paste: the last layer that teacher and student share. Default: by rule.")
+@click.option("--epochs", type=int, help="Of methods that are trained. Default: the paper's.")
 @click.option("--image-size", type=int, help="Network input in pixels. Default: chosen on good images.")
 @click.option("--grid", type=int, help="Cells a side of the score map.")
 @click.option("--dimensions", type=int, help="Directions that padim-compact keeps.")
@@ -588,6 +590,36 @@ def verify(
     _emit(as_json, result, summary(result))
     if not result["ok"]:
         sys.exit(1)
+
+
+@main.command()
+@click.argument("build_folder", metavar="BUILD", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Good images of one or several products.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of facts and pictures.  [default: BUILD-analysis]")
+@click.option("--layers", help="Of the tapped ones, comma separated.  [default: all]")
+@click.option("--keep", type=float, default=10.0, show_default=True, help="Percent of a cell's channels that masks keep.")
+@click.option("--limit", type=click.IntRange(2), help="Images of a product, evenly spaced.  [default: all]")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@on_error_option
+@json_option
+@_verb
+def analyse(
+    build_folder: Path, data: Path, layers: str | None, on_error: str | None, as_json: bool, **settings: Any
+) -> None:
+    """Which features of a build's network carry a product, and what products share: facts, pictures and a page.
+
+    Example: tinyvad analyse build --data all-products --limit 100
+    """
+    from tinyvad.analysis.command import analyse as look
+    from tinyvad.analysis.command import summary
+
+    names = layers.split(",") if layers else None
+    value, skipped = look(build_folder, data, layers=names, on_error=on_error or "stop", tell=_progress(as_json), **settings)
+    for path, reason in skipped:
+        click.echo(f"skipped {path}: {reason}", err=True)
+    if len(value["products"]) > 1 and "left_out" in value["tsne"]:
+        click.echo(f"tinyvad: left out: {value['tsne']['left_out']}", err=True)
+    _emit(as_json, value, summary(value))
 
 
 @main.command()

@@ -112,6 +112,7 @@ class Embedding:
     taps: tuple[Tap, ...]
     grid: tuple[int, int]
     pool: int = POOL
+    native = False  # a tap's part of what is scored is not the tap itself
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.taps) <= MAX_TAPS or self.depth > MAX_DEPTH:
@@ -177,6 +178,12 @@ class Embedding:
     def quantize_maps(self, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Float tapped maps on the taps' own int8 grids, so that a float engine meets the one integer scoring rule."""
         return [on_grid(values, tap.scale, tap.zero_point) for tap, values in zip(self.taps, maps, strict=True)]
+
+    def with_vector(self, vector: np.ndarray, position: int) -> np.ndarray:
+        """(1, grid_h, grid_w, D) int8: a golden vector at one cell, zeros elsewhere."""
+        cells = np.zeros((1, *self.grid, len(vector)), np.int8)
+        cells[0, position // self.grid[1], position % self.grid[1]] = vector
+        return cells
 
     def sections(self) -> dict[str, np.ndarray]:
         """Bank sections: TAPS, what the device needs, (n, 8) int32; STEP, (n, 2) float64 (scale, step)."""

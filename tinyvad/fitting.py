@@ -27,9 +27,10 @@ import numpy as np
 from tinyvad.detectors import METHODS, Scorer, task_memory
 from tinyvad.detectors.padim import Padim, PadimCompact, compact_bytes
 from tinyvad.detectors.task_gaussians import Space, TaskStatistics, collect_task, scorer_of
-from tinyvad.embedding import Embedding, make_taps
+from tinyvad.embedding import POOL, Embedding, make_taps
 from tinyvad.errors import CheckFailed, InputError
 from tinyvad.graph.ir import Tensor
+from tinyvad.project import TRAINED
 
 DIMENSIONS = (64, 56, 48, 40)
 SMALL_DIMENSIONS = (32, 24, 16, 8)
@@ -47,6 +48,8 @@ BANK_OVERHEAD = 4096  # header, section table, taps, input table, thresholds, go
 DEFAULT_BANK_BYTES = 4 << 20  # where neither a target nor the user sets a limit
 PATCHCORE_CANDIDATES = 50_000
 PATCHCORE_LARGEST = 10_000
+CFA_TABLE = 2048  # bytes of exp
+CFA_FEWEST = 8  # centres
 
 
 class TapStore:
@@ -106,6 +109,11 @@ class MethodPlan:
         """True if distances between vectors count, so that all taps share one unit."""
         return self.method.startswith("patchcore")
 
+    @property
+    def pool(self) -> int:
+        """Width of the embedding's average pooling; a network that was trained has it inside, or needs none."""
+        return 1 if self.method in TRAINED else POOL
+
 
 def plan_method(
     method: str | None,
@@ -143,6 +151,8 @@ def plan_method(
     of_ladder = 8 * task_memory.LADDER if method.startswith("patchcore") else 0
     overhead = BANK_OVERHEAD + (tasks - 1) * (TASK_OVERHEAD + of_ladder + 4 * tensors[-1].shape[3])
     room = (DEFAULT_BANK_BYTES if limit is None else limit) - overhead
+    if method in TRAINED:
+        return _plan_trained(method, tensors, room, overhead, tasks)
     smallest = 0
     for cells, choices in _shapes(method, tensors, input_size, grid, dimensions):
         for settings, each, shared, rows in _forms(method, depth, cells, n_images, room, choices, seed, tasks):
@@ -157,6 +167,23 @@ def plan_method(
         f"bank of {method}{of_tasks} {needs} KiB > {(room + overhead) // 1024} KiB: use {', '.join(remedies[:-1])} or "
         + remedies[-1]
     )
+
+
+def _plan_trained(method: str, tensors: Sequence[Tensor], room: int, overhead: int, tasks: int) -> MethodPlan:
+    """Of a network that is trained: its map is the grid, and the bank holds next to nothing but CFA's centres."""
+    depth = tensors[0].shape[3]
+    if method in ("stfpm", "paste"):  # the student's maps come first
+        grid = max((tensor.shape[1], tensor.shape[2]) for tensor in tensors[: len(tensors) // 2])
+        return MethodPlan(method, grid, {}, overhead, tasks)
+    grid = (tensors[0].shape[1], tensors[0].shape[2])
+    if method == "simplenet":
+        return MethodPlan(method, grid, {}, overhead + depth, tasks)
+    shared = 2 * depth * sum(grid) + CFA_TABLE
+    centres = min(grid[0] * grid[1], (room - shared) // depth)
+    if centres < CFA_FEWEST:
+        needs = -(-(overhead + shared + CFA_FEWEST * depth) // 1024)
+        raise CheckFailed(f"bank of cfa {needs} KiB > {(room + overhead) // 1024} KiB: use another --method or a larger --target")
+    return MethodPlan(method, grid, {"centres": centres}, overhead + shared + centres * depth, tasks)
 
 
 def _shapes(
@@ -294,14 +321,14 @@ def make_space(store: TapStore, embedding: Embedding, plan: MethodPlan) -> Space
 
 def make_embedding(store: TapStore, tensors: Sequence[Tensor], plan: MethodPlan) -> Embedding:
     """The embedding whose units hold what the good images showed."""
-    unit = Embedding(make_taps(tensors, [127 / 1.2] * len(tensors), False), plan.grid)
+    unit = Embedding(make_taps(tensors, [127 / 1.2] * len(tensors), False), plan.grid, plan.pool)
     limits = np.zeros(len(tensors))
     offsets = np.cumsum([0, *(tensor.shape[3] for tensor in tensors)])
     for maps in store.batches():
         real = [(m.astype(np.float32) - tap.zero_point) * tap.scale for m, tap in zip(maps, unit.taps, strict=True)]
         pooled = np.abs(unit.real(real)).max((0, 1, 2))  # (D,)
         limits = np.maximum(limits, [pooled[a:b].max() for a, b in pairwise(offsets)])
-    return Embedding(make_taps(tensors, limits.tolist(), plan.common_step), plan.grid)
+    return Embedding(make_taps(tensors, limits.tolist(), plan.common_step), plan.grid, plan.pool)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyvad.bank import Bank
-from tinyvad.detectors import Scorer, check_bank
+from tinyvad.detectors import Scorer, check_bank, open_embedding, real_scores, real_scores
 from tinyvad.detectors.bank_tasks import task_entries
 from tinyvad.detectors.tasks import TaskScorers
 from tinyvad.embedding import Embedding, align_matrix
@@ -30,6 +30,7 @@ from tinyvad.images import Preprocessing, apply_table, input_table, load_images
 from tinyvad.slots import SLOTS, current
 
 if TYPE_CHECKING:
+    from tinyvad.detectors.student_teacher import Pairs
     from tinyvad.continual.learn import Learner, Learnt
 
 MANIFEST = "manifest.json"
@@ -82,7 +83,7 @@ class Model:
         manifest: dict[str, Any],
         preprocessing: Preprocessing,
         table: np.ndarray,
-        embedding: Embedding,
+        embedding: Embedding | Pairs,
         scorers: TaskScorers,
         engine: Engine,
         bank: Bank,
@@ -119,8 +120,8 @@ class Model:
         return self.task_names.index(name)
 
     def real(self, raw: np.ndarray) -> np.ndarray:
-        """Integer scores -> distances in the detector's real units, float64."""
-        return np.sqrt(np.asarray(raw, np.float64)) * self.scorers.scorers[0].unit
+        """Integer scores -> the detector's real units, float64."""
+        return real_scores(self.scorers.scorers[0], raw)
 
     def taps(self, images: np.ndarray) -> list[np.ndarray]:
         """Tapped int8 maps [(n, h, w, c)] of (n, S, S, 3) uint8 images."""
@@ -138,12 +139,13 @@ class Model:
         Returns:
             maps (n, H, W) uint32, task numbers (n,) int64.
         """
-        return self.score_embeddings(self.embedding.integer(self.taps(images)), task)
+        return self.score_taps(self.taps(images), task)
 
-    def score_embeddings(self, embeddings: np.ndarray, task: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """``grid_maps`` of images whose (n, H, W, D) int8 embeddings are known."""
+    def score_taps(self, taps: Sequence[np.ndarray], task: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """``grid_maps`` of images whose tapped int8 maps [(n, h, w, c)] are known."""
+        embeddings = self.embedding.integer(taps)
         if task is None:
-            tasks = self.scorers.route(embeddings)
+            tasks = self.scorers.route(taps[-1] if self.embedding.native else embeddings)
         else:
             tasks = np.full(len(embeddings), self.task_number(task))
         return self.scorers.score(embeddings, tasks), tasks
@@ -208,6 +210,11 @@ class Model:
         self.task_names = [entry["name"] for entry in task_entries(bank)]
         return True
 
+    def heat(self, grids: np.ndarray) -> np.ndarray:
+        """(n, H, W) integer maps -> (n, S, S) float32 anomaly maps, smoothed as the detector's paper does."""
+        size = (self.preprocessing.height, self.preprocessing.width)
+        return upsample(self.real(grids), size, self.scorers.scorers[0].sigma)
+
     def mask(self, grid: np.ndarray, task: int = 0) -> np.ndarray:
         """(S, S) bool: where the unsmoothed distance reaches the task's threshold; a cell that does is masked whole."""
         size = (self.preprocessing.height, self.preprocessing.width)
@@ -219,7 +226,7 @@ class Model:
         return Prediction(
             pred_score=float(self.real(np.array(raw))),
             pred_label=int(raw >= self.scorers.thresholds[task]),
-            anomaly_map=upsample(self.real(grid)[None], (self.preprocessing.height, self.preprocessing.width))[0],
+            anomaly_map=self.heat(grid[None])[0],
             pred_mask=self.mask(grid, task),
             image_path=path,
             raw_score=raw,
@@ -356,6 +363,6 @@ def load(build: str | Path, engine: str = "int8") -> Model:
             "use the files of one build"
         )
     names = manifest["backbone"]["layers"]
-    embedding = Embedding.from_sections(bank.sections, bank.header.grid_size, names)
+    embedding = open_embedding(bank, names)
     return Model(manifest, preprocessing, table, embedding, scorers, open_engine(engine, folder), bank, folder)
 

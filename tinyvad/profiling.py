@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyvad.backbones.source import warnings_about
-from tinyvad.detectors import Scorer, check_bank, score_bytes
+from tinyvad.detectors import NATIVE, Scorer, check_bank, score_bytes
 from tinyvad.detectors.device_learning import workspace_bytes
 from tinyvad.errors import InputError
 from tinyvad.firmware_sim import latency, runtimes
@@ -186,7 +186,7 @@ def _schedule(loaded: Loaded, target: Target, frame: str | None) -> Schedule:
     key = frame, arena_limit(target, frame, loaded.learning), runtimes.packing_of(target)
     if key not in loaded.schedules:
         taps = [(int(row[0]), int(row[1]), int(row[2])) for row in loaded.tap_rows]
-        memory = scorer_memory(taps, loaded.grid, loaded.scorer)
+        memory = scorer_memory(taps, loaded.grid, loaded.scorer, int(loaded.tap_rows[0][6]))
         strategy = loaded.manifest["settings"].get("plan", "auto")
         network = Network(loaded.graph, loaded.file, loaded.arena)
         loaded.schedules[key] = plan_memory(
@@ -202,7 +202,7 @@ def _work(loaded: Loaded, frame: str | None) -> latency.Workload:
     return latency.combined(
         latency.frame_work((height, width), camera),
         latency.network_work(loaded.graph),
-        latency.embedding_work(taps, loaded.grid),
+        latency.embedding_work(taps, loaded.grid, int(loaded.tap_rows[0][6]), loaded.scorer.kind in NATIVE),
         latency.scorer_work(loaded.scorer, loaded.depth, loaded.grid),
     )
 

@@ -23,6 +23,7 @@ else:
 FILE = "tinyvad.toml"
 RANDOM_WEIGHTS = "random"
 RUNTIMES = ("tinyvad", "tflm")
+TRAINED = ("stfpm", "paste", "cfa", "simplenet")  # methods whose network is trained on the good images
 MAX_TASKS = 255  # of one bank (TVAD_MAX_TASKS)
 PLANS = ("auto", "layerwise", "inplace-dw", "patch")
 TEMPLATE = """\
@@ -40,6 +41,8 @@ target = "cortex-m7"           # `tinyvad targets` lists them; a path to your ow
 # std = [0.229, 0.224, 0.225]
 
 # method = "padim-compact"     # `tinyvad methods` lists them; default: by rule
+# shared = "block5"            # paste: the last layer that teacher and student share; default: by rule
+# epochs = 10                  # stfpm, paste, cfa, simplenet: passes over the good images; default: the paper's
 # image_size = 160             # default: chosen on the good images among the sizes that fit (`tinyvad build --help`)
 # max_ms = 500                 # estimated milliseconds an image on the target; default: 1000, doubled until something fits
 # grid = 10                    # cells a side of the score map; default: the deepest tap's map
@@ -71,6 +74,8 @@ class Project:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     method: str | None = None
+    shared: str | None = None
+    epochs: int | None = None
     image_size: int | None = None
     grid: int | None = None
     dimensions: int | None = None
@@ -114,6 +119,8 @@ class Project:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and not (all(map(math.isfinite, values)) and (name == "mean" or min(values) > 0)):
                 raise InputError(f"{name} {list(values)}: choose finite numbers{', above 0' if name == 'std' else ''}")
+        if self.epochs is not None and self.epochs < 1:
+            raise InputError(f"epochs {self.epochs}: choose 1 or more")
         if self.seed < 0:
             raise InputError(f"seed {self.seed}: must not be negative")
 

@@ -7,6 +7,7 @@ fits). ``tinyvad.choosing`` decides with it; ``tinyvad.build`` uses the same fun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,8 @@ from functools import cached_property
 import numpy as np
 
 from tinyvad.backbones.source import Backbone
-from tinyvad.detectors import Scorer, parts_scratch, score_bytes
+from tinyvad.detectors import NATIVE, Scorer, parts_scratch, score_bytes
+from tinyvad.detectors.student_teacher import StudentTeacherScorer
 from tinyvad.embedding import POOL, tap_scratch_bytes
 from tinyvad.firmware_sim import budget as budgets
 from tinyvad.firmware_sim import latency, runtimes
@@ -28,10 +30,11 @@ from tinyvad.graph.schedule import Schedule
 from tinyvad.graph.scratch import scratch_of
 from tinyvad.graph.tflite_file import TfliteFile, read_tflite
 from tinyvad.graph.tflite_import import import_tflite
-from tinyvad.project import Project
+from tinyvad.project import TRAINED, Project
 
 SIZES = tuple(range(224, 63, -16))  # input sizes that are tried when none is given, largest first
 EXPECTED_VALUES = 48  # of a cell, before the method is known
+PAIRED = ("stfpm", "paste")  # methods with a student and a teacher, whose taps come in pairs
 ON_CHIP = {"tcm", "sram"}
 SCORER_BYTES = 8192  # RAM of the scorer, before it is known: an 8-byte code's tables
 
@@ -56,12 +59,14 @@ class ScorerMemory:
     Attributes:
         grid: cells. embed: scratch of making each tap's part. scorer: scratch of the scorer.
         alone: all of ``tvad_score``, for a runtime in which scoring has a place of its own.
+        parts: bytes of each tap's part, () where it has the grid's cells.
     """
 
     grid: tuple[int, int]
     embed: tuple[int, ...]
     scorer: int
     alone: int
+    parts: tuple[int, ...] = ()
 
 
 def read_network(model: bytes) -> Network:
@@ -79,15 +84,31 @@ def plan_network(graph: Graph) -> Network:
     return read_network(planned_tflite(quantize(graph, blank, affine_range(-1, 1), bias_correction=False)))
 
 
-def scorer_memory(taps: Sequence[tuple[int, int, int]], grid: tuple[int, int], scorer: Scorer) -> ScorerMemory:
-    """Of a scorer whose taps are (h, w, C) maps."""
-    embed = tuple(tap_scratch_bytes((h, w), grid, POOL) for h, w, _ in taps)
-    rows = np.array([(*tap, 0, 0, 0, POOL, 0) for tap in taps])  # section TAPS
-    return ScorerMemory(grid, embed, parts_scratch(rows, scorer), score_bytes(rows, grid, scorer))
+def scorer_memory(
+    taps: Sequence[tuple[int, int, int]], grid: tuple[int, int], scorer: Scorer, pool: int = POOL
+) -> ScorerMemory:
+    """Of a scorer whose taps are (h, w, C) maps; ``pool``: width of the embedding's pooling."""
+    rows = np.array([(*tap, 0, 0, 0, pool, 0) for tap in taps])  # section TAPS
+    embed = tuple(tap_scratch_bytes((h, w), grid, pool) for h, w, _ in taps)
+    parts: tuple[int, ...] = ()
+    if scorer.kind in NATIVE:
+        embed, parts = (0,) * len(taps), tuple(math.prod(tap) for tap in taps)
+    return ScorerMemory(grid, embed, parts_scratch(rows, scorer), score_bytes(rows, grid, scorer), parts)
 
 
-def expected_scorer_memory(taps: Sequence[Tensor], grid: int | None) -> ScorerMemory:
-    """Before anything is fitted: the grid that the default method prefers, and room for the scorer."""
+def expected_scorer_memory(taps: Sequence[Tensor], grid: int | None, method: str | None = None) -> ScorerMemory:
+    """Before anything is fitted: the grid that the default method prefers, and room for the scorer.
+
+    A student and its teacher are known exactly; the map of another network that is trained is the grid.
+    """
+    shapes = [(tap.shape[1], tap.shape[2], tap.shape[3]) for tap in taps]
+    if method in PAIRED:
+        pairs = shapes[: len(shapes) // 2]
+        finest = max((h, w) for h, w, _ in pairs)
+        return scorer_memory(shapes, finest, StudentTeacherScorer(tuple(pairs), finest, 0))
+    if method in TRAINED:
+        own = shapes[0][:2]
+        return ScorerMemory(own, (tap_scratch_bytes(own, own, 1),), SCORER_BYTES, SCORER_BYTES + 4 * own[0] * own[1])
     maps = sorted((tap.shape[1], tap.shape[2]) for tap in taps)
     cells = (grid, grid) if grid is not None else maps[min(1, len(maps) - 1)]
     embed = tuple(tap_scratch_bytes((tap.shape[1], tap.shape[2]), cells, POOL) for tap in taps)
@@ -124,7 +145,9 @@ def plan_memory(
     elif strategy == "auto" and target is None:
         strategy = "inplace-dw"
     kernels = scratch_of("scalar" if target is None else runtimes.packing_of(target))
-    return plan_rows(network.graph, memory.grid, strategy, project.frame, memory.scorer, memory.embed, limit, kernels)
+    return plan_rows(
+        network.graph, memory.grid, strategy, project.frame, memory.scorer, memory.embed, limit, kernels, memory.parts
+    )
 
 
 def needs(
@@ -191,7 +214,7 @@ class Trial:
 
     @cached_property
     def memory(self) -> ScorerMemory:
-        return expected_scorer_memory(self.taps, self.project.grid)
+        return expected_scorer_memory(self.taps, self.project.grid, self.project.method)
 
     @cached_property
     def schedule(self) -> Schedule | None:
@@ -223,13 +246,19 @@ class Trial:
             known = "cmsis_nn" in self.target.mac_per_cycle
             return latency.estimate(self.network.graph.macs(), self.target)["ms"] if known else None
         taps = [(tap.shape[1], tap.shape[2], tap.shape[3]) for tap in self.taps]
-        depth, (grid_h, grid_w) = sum(channels for *_, channels in taps), self.memory.grid
+        depth, grid = sum(channels for *_, channels in taps), self.memory.grid
         frame = None if self.project.frame is None else budgets.parse_frame(self.project.frame)[:2]
+        paired = self.project.method in PAIRED
+        if paired:
+            pairs = StudentTeacherScorer(tuple(taps[: len(taps) // 2]), grid, 0)
+            scored = latency.scorer_work(pairs, depth, grid)
+        else:  # the default method's
+            scored = latency.gaussian_work(grid[0] * grid[1], depth, min(depth, EXPECTED_VALUES), 4, True)
         work = latency.combined(
             latency.frame_work((self.size, self.size), frame),
             latency.network_work(self.network.graph),
-            latency.embedding_work(taps, self.memory.grid),
-            latency.gaussian_work(grid_h * grid_w, depth, min(depth, EXPECTED_VALUES), 4, True),  # the default method's
+            latency.embedding_work(taps, grid, native=paired),
+            scored,
         )
         found = latency.estimate_runtime(work, self.target)
         return None if found is None else found["ms"]

@@ -25,10 +25,11 @@ from tinyvad.files import write_text
 from tinyvad.firmware_sim.targets import load_target
 from tinyvad.images import Dataset, find_datasets
 from tinyvad.model import BACKBONES, read_manifest
-from tinyvad.project import parse_bytes
+from tinyvad.project import TRAINED, parse_bytes
 from tinyvad.report import sweep as report
 from tinyvad.variants import Planned, Point, Setting, mark_front
 
+PLANNED = tuple(method for method in METHODS if method not in TRAINED)  # a trained method's network is part of the plan
 AXES = ("image-size", "bank-bytes", "grid", "backbone", "method")
 STEP = 16  # pixels between the sizes of a range
 SIZES = (32, 1024)
@@ -64,7 +65,9 @@ def _values(axis: str, value: str, text: str) -> list[Any]:
         return [parse_bytes(value, f"--sweep {text}")]
     if axis == "method":
         if value not in METHODS:
-            raise InputError(f"--sweep {text}: no method called {value}; choose among {', '.join(METHODS)}")
+            raise InputError(f"--sweep {text}: no method called {value}; choose among {', '.join(PLANNED)}")
+        if value in TRAINED:
+            raise InputError(f"--sweep {text}: {value} trains a network of its own; choose among {', '.join(PLANNED)}")
         return [value]
     if axis == "backbone":
         if value == AUTO:
@@ -156,6 +159,11 @@ def _setting(
     if not builds:
         return setting, None
     facts, pixels = manifest["backbone"], manifest["preprocessing"]
+    if manifest["method"]["name"] in TRAINED:
+        raise InputError(
+            f"{builds[0]} has a trained network ({manifest['method']['name']}), which no sweep can change: leave BUILD out, "
+            "and name --target and --backbone"
+        )
     mean, std = ((float(v[0]), float(v[1]), float(v[2])) for v in (pixels["mean"], pixels["std"]))
     network = open_backbone(builds[0] / BACKBONES["onnx"], facts["layers"], None, mean, std)
     network = replace(network, name=facts["name"], quality=facts.get("quality"))

@@ -80,7 +80,7 @@ def verify(
     if model.bank.header.generation == 0 and written != model.threshold:
         problems.append(f"manifest.json says threshold {written}, the bank {model.threshold}")
     taps = [np.concatenate(parts) for parts in zip(*(model.taps(chunk) for chunk in _chunks(images)), strict=True)]
-    scores = model.score_embeddings(model.embedding.integer(taps))
+    scores = model.score_taps(taps)
     results: dict[str, Any] = {"int8": {"status": "reference"}}
     wanted = ENGINES if engines is not None and ALL in engines else engines or (*ORACLES, "onnx")
     names = [name for name in ENGINES if name in wanted]
@@ -140,13 +140,10 @@ def bank_self_test(model: Model) -> str:
     vectors, expected = model.bank.sections.get("TEST"), model.bank.sections.get("GOLD")
     if vectors is None or expected is None:
         return "not stored"
-    height, width = model.embedding.grid
     wrong = 0
     for vector, (task, position, score) in zip(vectors, expected, strict=True):
-        cells = np.zeros((1, height, width, len(vector)), np.int8)
-        cells[0, position // width, position % width] = vector
-        found = model.scorers.scorers[task].score(cells)[0, position // width, position % width]
-        wrong += int(found != score)
+        found = model.scorers.scorers[task].score(model.embedding.with_vector(vector, position))
+        wrong += int(found.flat[position] != score)
     return "failed" if wrong else "passed"
 
 
@@ -179,7 +176,7 @@ def _compare_exact(
         tap.name: int(np.count_nonzero(mine != other))
         for tap, mine, other in zip(model.embedding.taps, taps, theirs, strict=True)
     }
-    their_maps, their_tasks = model.score_embeddings(model.embedding.integer(theirs))
+    their_maps, their_tasks = model.score_taps(theirs)
     differing_scores = int(np.count_nonzero(their_maps != scores[0]) + np.count_nonzero(their_tasks != scores[1]))
     result: dict[str, Any] = {
         "status": "equal",

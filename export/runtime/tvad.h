@@ -28,6 +28,9 @@ extern "C" {
 #define TVAD_KIND_PADC 0x43444150u
 #define TVAD_KIND_CORE 0x45524F43u
 #define TVAD_KIND_PQPC 0x43505150u
+#define TVAD_KIND_STFP 0x50465453u
+#define TVAD_KIND_LINR 0x524E494Cu
+#define TVAD_KIND_CFAS 0x53414643u
 
 /* What went wrong; the numbers are stable. tvad_status_text gives a line for each. */
 typedef enum {
@@ -68,12 +71,13 @@ typedef struct {
     uint16_t input_h, input_w;  /* pixels */
     uint16_t grid_h, grid_w;    /* cells of the score map */
     uint16_t depth;             /* D: int8 values of one cell's vector */
-    uint16_t values;            /* d (PADM, PADF, PADC) or D (CORE, PQPC) */
+    uint16_t values;            /* d (PADM, PADF, PADC), D (CORE, PQPC) or pairs (STFP) */
     uint32_t rows;              /* K of all tasks (CORE, PQPC), else 0 */
     uint16_t subspaces;         /* M (PQPC), else 0 */
-    uint8_t bits;               /* of a factor entry or a code */
+    uint8_t bits;               /* of a factor entry or a code; STFP: of a distance, behind the point */
     uint8_t mode;               /* 0 identity, 1 chosen channels, 2 projection */
     uint8_t taps;
+    uint8_t shift;              /* STFP: bits that the product of all pairs loses, else 0 */
     uint8_t tasks;              /* T, products that the bank knows; at least 1 */
     const int32_t *tap_rows;    /* TAPS, (taps, 8) */
     const int8_t *input_table;  /* LUT, (3, 256) */
@@ -84,7 +88,7 @@ typedef struct {
     tvad_section test, gold;    /* nbytes 0 where there are none */
 } tvad_bank;
 
-/* What one image gave. The map lies in the arena (or the caller's buffer): (grid_h, grid_w) squared distances. */
+/* What one image gave. The map lies in the arena (or the caller's buffer): (grid_h, grid_w), squared distances mostly. */
 typedef struct {
     uint32_t score;             /* the largest of the map; a higher one is more anomalous */
     uint16_t row, column;       /* where it is */

@@ -67,7 +67,7 @@ static int is_dtype(uint32_t dtype)
 static int is_kind(uint32_t kind)
 {
     return kind == TVAD_KIND_PADM || kind == TVAD_KIND_PADF || kind == TVAD_KIND_PADC || kind == TVAD_KIND_CORE ||
-           kind == TVAD_KIND_PQPC;
+           kind == TVAD_KIND_PQPC || kind == TVAD_KIND_STFP || kind == TVAD_KIND_LINR || kind == TVAD_KIND_CFAS;
 }
 
 static int all_zero(const uint8_t *data, uint32_t nbytes)

@@ -4,12 +4,6 @@
  */
 #include "tvad_internal.h"
 
-#define I1 0x11u
-#define I4 0x14u
-#define U1 0x21u
-#define U2 0x22u
-#define U4 0x24u
-#define F8 0x38u
 #define ALIGNMENT_DENOMINATOR 2u    /* of bilinear interpolation, a cell */
 #define MAX_DISTANCE_DEPTH 33025u   /* D * 255^2 stays below 2^31 */
 #define MAX_DEPTH 65535u
@@ -21,9 +15,8 @@
 #define LEARNING_NUMBERS 8u
 #define LEARNING_ZEROS 3u           /* the last of them */
 
-/* Take a section of exactly this dtype and shape (0: unused dimension). */
-static int take(const tvad_bank *bank, uint32_t tag, uint32_t dtype, uint32_t dim0, uint32_t dim1, uint32_t dim2,
-                tvad_section *section)
+int tvad_take(const tvad_bank *bank, uint32_t tag, uint32_t dtype, uint32_t dim0, uint32_t dim1, uint32_t dim2,
+              tvad_section *section)
 {
     uint32_t ndim = dim1 == 0 ? 1u : dim2 == 0 ? 2u : 3u;
 
@@ -46,7 +39,7 @@ static tvad_status check_taps(tvad_bank *bank)
     uint32_t t, f, depth = 0;
 
     if (bank->taps > TVAD_MAX_TAPS ||
-        !take(bank, TVAD_TAG('T', 'A', 'P', 'S'), I4, bank->taps, TVAD_TAP_FIELDS, 0, &section)) {
+        !tvad_take(bank, TVAD_TAG('T', 'A', 'P', 'S'), TVAD_I4, bank->taps, TVAD_TAP_FIELDS, 0, &section)) {
         return TVAD_ERROR_SECTION;
     }
     bank->tap_rows = section.data;
@@ -120,14 +113,26 @@ static int is_memory_bank(const tvad_bank *bank)
     return bank->kind == TVAD_KIND_CORE || bank->kind == TVAD_KIND_PQPC;
 }
 
-/* PROT: no signature, and so no mean of them, passes 127 a cell. */
+static int is_padim(const tvad_bank *bank)
+{
+    return bank->kind == TVAD_KIND_PADM || bank->kind == TVAD_KIND_PADF || bank->kind == TVAD_KIND_PADC;
+}
+
+/* Rows that every task has; 0: any number. */
+static uint32_t rows_of_task(const tvad_bank *bank)
+{
+    return is_memory_bank(bank) ? 0u : is_padim(bank) ? bank->grid_h : 1u;
+}
+
+/* PROT: no signature, and so no mean of them, passes the largest value a cell. */
 static int check_prototypes(const tvad_bank *bank)
 {
-    const uint32_t cells = (uint32_t)bank->grid_h * bank->grid_w, count = bank->tasks * tvad_last_channels(bank);
+    const uint32_t cells = tvad_part_cells(bank, bank->taps - 1u), count = bank->tasks * tvad_last_channels(bank);
+    const int32_t largest = tvad_is_native(bank) ? 128 : 127;
     uint32_t i;
 
     for (i = 0; i < count && cells <= MAX_CELLS; i++) {
-        const int32_t value = bank->prototypes[i], most = 127 * (int32_t)cells;
+        const int32_t value = bank->prototypes[i], most = largest * (int32_t)cells;
 
         if (value < -most || value > most) {
             return 0;
@@ -139,7 +144,7 @@ static int check_prototypes(const tvad_bank *bank)
 /* TASK and PROT: both or none, both if there are several tasks; each task's rows follow those of the one before. */
 static tvad_status check_tasks(tvad_bank *bank, const int32_t *config)
 {
-    const uint32_t each = is_memory_bank(bank) ? 0 : bank->grid_h;      /* rows of every task, 0: any number */
+    const uint32_t each = rows_of_task(bank);
     tvad_section rows, prototypes;
     int64_t end = 0;
     uint32_t t;
@@ -148,8 +153,8 @@ static tvad_status check_tasks(tvad_bank *bank, const int32_t *config)
         !tvad_find_section(bank->base, TVAD_TAG('P', 'R', 'O', 'T'), &prototypes)) {
         return TVAD_OK;
     }
-    if (!take(bank, TVAD_TAG('T', 'A', 'S', 'K'), I4, bank->tasks, TVAD_TASK_FIELDS, 0, &rows) ||
-        !take(bank, TVAD_TAG('P', 'R', 'O', 'T'), I4, bank->tasks, tvad_last_channels(bank), 0, &prototypes)) {
+    if (!tvad_take(bank, TVAD_TAG('T', 'A', 'S', 'K'), TVAD_I4, bank->tasks, TVAD_TASK_FIELDS, 0, &rows) ||
+        !tvad_take(bank, TVAD_TAG('P', 'R', 'O', 'T'), TVAD_I4, bank->tasks, tvad_last_channels(bank), 0, &prototypes)) {
         return TVAD_ERROR_SECTION;
     }
     bank->task_rows = rows.data;
@@ -180,7 +185,7 @@ static tvad_status check_learning(const tvad_bank *bank)
         const uint32_t pairs = ladder.dim[1];
 
         if (!is_memory_bank(bank) ||
-            !take(bank, TVAD_TAG('L', 'A', 'D', 'R'), U4, bank->tasks, pairs, LADDER_PAIR, &ladder)) {
+            !tvad_take(bank, TVAD_TAG('L', 'A', 'D', 'R'), TVAD_U4, bank->tasks, pairs, LADDER_PAIR, &ladder)) {
             return TVAD_ERROR_SECTION;
         }
         values = ladder.data;
@@ -197,7 +202,7 @@ static tvad_status check_learning(const tvad_bank *bank)
         }
     }
     if (tvad_find_section(bank->base, TVAD_TAG('L', 'R', 'N', ' '), &numbers)) {
-        if (!take(bank, TVAD_TAG('L', 'R', 'N', ' '), U4, LEARNING_NUMBERS, 0, 0, &numbers)) {
+        if (!tvad_take(bank, TVAD_TAG('L', 'R', 'N', ' '), TVAD_U4, LEARNING_NUMBERS, 0, 0, &numbers)) {
             return TVAD_ERROR_SECTION;
         }
         values = numbers.data;
@@ -228,13 +233,13 @@ static tvad_status check_padim(tvad_bank *bank, const int32_t *config)
     bank->bits = (uint8_t)bits;
     bank->mode = (uint8_t)mode;
     pairs = values * (values - 1) / 2;
-    if (!take(bank, TVAD_TAG('M', 'E', 'A', 'N'), I1, h, w, values, &bank->mean) ||
-        !take(bank, TVAD_TAG('S', 'C', 'A', 'L'), U1, h, w, bits == 0 ? values : 2 * values, &bank->codes) ||
-        !take(bank, TVAD_TAG('T', 'A', 'B', 'L'), U4, (bits == 0 ? 1u : 2u) * bank->tasks, 256, 0,
+    if (!tvad_take(bank, TVAD_TAG('M', 'E', 'A', 'N'), TVAD_I1, h, w, values, &bank->mean) ||
+        !tvad_take(bank, TVAD_TAG('S', 'C', 'A', 'L'), TVAD_U1, h, w, bits == 0 ? values : 2 * values, &bank->codes) ||
+        !tvad_take(bank, TVAD_TAG('T', 'A', 'B', 'L'), TVAD_U4, (bits == 0 ? 1u : 2u) * bank->tasks, 256, 0,
               &bank->tables)) {
         return TVAD_ERROR_SECTION;
     }
-    if (bits != 0 && (pairs == 0 || !take(bank, TVAD_TAG('C', 'H', 'O', 'L'), bits == 4 ? U1 : I1, h, w,
+    if (bits != 0 && (pairs == 0 || !tvad_take(bank, TVAD_TAG('C', 'H', 'O', 'L'), bits == 4 ? TVAD_U1 : TVAD_I1, h, w,
                                           bits == 4 ? (pairs + 1) / 2 : pairs, &bank->factor))) {
         return TVAD_ERROR_SECTION;
     }
@@ -242,13 +247,13 @@ static tvad_status check_padim(tvad_bank *bank, const int32_t *config)
         return values == bank->depth ? TVAD_OK : TVAD_ERROR_FIELD;
     }
     if (mode == 1) {
-        if (!take(bank, TVAD_TAG('I', 'N', 'D', 'X'), U2, values, 0, 0, &bank->indices)) {
+        if (!tvad_take(bank, TVAD_TAG('I', 'N', 'D', 'X'), TVAD_U2, values, 0, 0, &bank->indices)) {
             return TVAD_ERROR_SECTION;
         }
         return all_below(bank->indices.data, values, bank->depth) ? TVAD_OK : TVAD_ERROR_FIELD;
     }
-    if (!take(bank, TVAD_TAG('B', 'I', 'A', 'S'), I4, 3, values, 0, &bank->bias) ||
-        !take(bank, TVAD_TAG('P', 'R', 'O', 'J'), I1, bank->depth, values, 0, &bank->projection)) {
+    if (!tvad_take(bank, TVAD_TAG('B', 'I', 'A', 'S'), TVAD_I4, 3, values, 0, &bank->bias) ||
+        !tvad_take(bank, TVAD_TAG('P', 'R', 'O', 'J'), TVAD_I1, bank->depth, values, 0, &bank->projection)) {
         return TVAD_ERROR_SECTION;
     }
     return check_projection(bank);
@@ -315,7 +320,7 @@ static tvad_status check_memory_bank(tvad_bank *bank, const int32_t *config)
     if (config[0] < 1 || config[1] != (int32_t)depth || depth > MAX_DISTANCE_DEPTH) {
         return TVAD_ERROR_FIELD;
     }
-    if (!take(bank, TVAD_TAG('S', 'C', 'A', 'L'), F8, 1, 0, 0, &unit)) {
+    if (!tvad_take(bank, TVAD_TAG('S', 'C', 'A', 'L'), TVAD_F8, 1, 0, 0, &unit)) {
         return TVAD_ERROR_SECTION;
     }
     rows = (uint32_t)config[0];
@@ -329,7 +334,7 @@ static tvad_status check_memory_bank(tvad_bank *bank, const int32_t *config)
         if (subspaces != 0 || bits != 8) {
             return TVAD_ERROR_FIELD;
         }
-        return take(bank, TVAD_TAG('B', 'A', 'N', 'K'), I1, rows, depth, 0, &bank->vectors) ? TVAD_OK : TVAD_ERROR_SECTION;
+        return tvad_take(bank, TVAD_TAG('B', 'A', 'N', 'K'), TVAD_I1, rows, depth, 0, &bank->vectors) ? TVAD_OK : TVAD_ERROR_SECTION;
     }
     if (subspaces < 1 || subspaces > (int32_t)depth || depth % (uint32_t)subspaces != 0 || (bits != 4 && bits != 8)) {
         return TVAD_ERROR_FIELD;
@@ -342,9 +347,9 @@ static tvad_status check_memory_bank(tvad_bank *bank, const int32_t *config)
     }
     centroids = bank->codebook.dim[1];
     if (centroids > 1u << bits ||
-        !take(bank, TVAD_TAG('I', 'N', 'D', 'X'), U2, bank->tasks * depth, 0, 0, &bank->indices) ||
-        !take(bank, TVAD_TAG('C', 'B', 'K', ' '), I1, bank->tasks * m, centroids, depth / m, &bank->codebook) ||
-        !take(bank, TVAD_TAG('C', 'O', 'D', 'E'), U1, rows, (m * (uint32_t)bits + 7) / 8, 0, &bank->codes)) {
+        !tvad_take(bank, TVAD_TAG('I', 'N', 'D', 'X'), TVAD_U2, bank->tasks * depth, 0, 0, &bank->indices) ||
+        !tvad_take(bank, TVAD_TAG('C', 'B', 'K', ' '), TVAD_I1, bank->tasks * m, centroids, depth / m, &bank->codebook) ||
+        !tvad_take(bank, TVAD_TAG('C', 'O', 'D', 'E'), TVAD_U1, rows, (m * (uint32_t)bits + 7) / 8, 0, &bank->codes)) {
         return TVAD_ERROR_SECTION;
     }
     for (t = 0; t < bank->tasks; t++) {
@@ -366,8 +371,8 @@ static tvad_status check_self_test(tvad_bank *bank)
     if (!has_gold && !has_test) {
         return TVAD_OK;
     }
-    if (!has_gold || !has_test || !take(bank, TVAD_TAG('G', 'O', 'L', 'D'), U4, bank->gold.dim[0], 3, 0, &bank->gold) ||
-        !take(bank, TVAD_TAG('T', 'E', 'S', 'T'), I1, bank->gold.dim[0], bank->depth, 0, &bank->test)) {
+    if (!has_gold || !has_test || !tvad_take(bank, TVAD_TAG('G', 'O', 'L', 'D'), TVAD_U4, bank->gold.dim[0], 3, 0, &bank->gold) ||
+        !tvad_take(bank, TVAD_TAG('T', 'E', 'S', 'T'), TVAD_I1, bank->gold.dim[0], bank->depth, 0, &bank->test)) {
         return TVAD_ERROR_SECTION;
     }
     gold = bank->gold.data;
@@ -379,14 +384,29 @@ static tvad_status check_self_test(tvad_bank *bank)
     return TVAD_OK;
 }
 
+/* What the kind's own scorer needs. */
+static tvad_status check_scorer(tvad_bank *bank, const int32_t *config)
+{
+    switch (bank->kind) {
+    case TVAD_KIND_STFP:
+        return tvad_check_pairs(bank, config);
+    case TVAD_KIND_LINR:
+        return tvad_check_linear(bank, config);
+    case TVAD_KIND_CFAS:
+        return tvad_check_centres(bank, config);
+    default:
+        return is_memory_bank(bank) ? check_memory_bank(bank, config) : check_padim(bank, config);
+    }
+}
+
 tvad_status tvad_check_kind(tvad_bank *bank)
 {
     tvad_section section, thresholds;
     tvad_status status;
 
-    if (!take(bank, TVAD_TAG('L', 'U', 'T', ' '), I1, 3, 256, 0, &section) ||
+    if (!tvad_take(bank, TVAD_TAG('L', 'U', 'T', ' '), TVAD_I1, 3, 256, 0, &section) ||
         !tvad_find_section(bank->base, TVAD_TAG('T', 'H', 'R', 'S'), &thresholds) || thresholds.dim[0] > MAX_TASKS ||
-        !take(bank, TVAD_TAG('T', 'H', 'R', 'S'), U4, thresholds.dim[0], 0, 0, &thresholds)) {
+        !tvad_take(bank, TVAD_TAG('T', 'H', 'R', 'S'), TVAD_U4, thresholds.dim[0], 0, 0, &thresholds)) {
         return TVAD_ERROR_SECTION;
     }
     bank->input_table = section.data;
@@ -396,7 +416,7 @@ tvad_status tvad_check_kind(tvad_bank *bank)
     if (status != TVAD_OK) {
         return status;
     }
-    if (!take(bank, TVAD_TAG('C', 'F', 'G', ' '), I4, 4, 0, 0, &section)) {
+    if (!tvad_take(bank, TVAD_TAG('C', 'F', 'G', ' '), TVAD_I4, 4, 0, 0, &section)) {
         return TVAD_ERROR_SECTION;
     }
     status = check_tasks(bank, section.data);
@@ -404,7 +424,7 @@ tvad_status tvad_check_kind(tvad_bank *bank)
         status = check_learning(bank);
     }
     if (status == TVAD_OK) {
-        status = is_memory_bank(bank) ? check_memory_bank(bank, section.data) : check_padim(bank, section.data);
+        status = check_scorer(bank, section.data);
     }
     if (status != TVAD_OK) {
         return status;

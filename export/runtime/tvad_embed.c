@@ -4,6 +4,8 @@
  * cell are computed here. Both axes apart, four channels at a time: a row of sums over A_h, then over A_w. tvad_open has
  * checked that |q - zero point| <= 255 times a row of A_h and one of A_w stays within int32, hence every partial sum.
  */
+#include <string.h>
+
 #include "tvad_arithmetic.h"
 #include "tvad_internal.h"
 #include "tvad_kernels.h"
@@ -13,7 +15,7 @@
 #define WEIGHTS 2u                  /* where the weights start in a row of A as it is kept: first value, count, weights */
 
 /* Most values that one cell reaches; tinyvad.embedding.tap_support. */
-static uint32_t support(uint32_t size, uint32_t grid, uint32_t pool)
+uint32_t tvad_axis_support(uint32_t size, uint32_t grid, uint32_t pool)
 {
     uint32_t aligned = size >= grid ? (size + grid - 1) / grid + (size % grid != 0) : 2u, all = aligned + pool - 1;
 
@@ -22,7 +24,7 @@ static uint32_t support(uint32_t size, uint32_t grid, uint32_t pool)
 
 /* The row of A that belongs to a cell: the first value that it reaches, how many, the weight of each.
  * Products stay below 2^30: size <= 4096, grid <= 65535. */
-static void axis_row(uint32_t size, uint32_t grid, uint32_t pool, uint32_t cell, int32_t *row)
+void tvad_axis_row(uint32_t size, uint32_t grid, uint32_t pool, uint32_t cell, int32_t *row)
 {
     uint32_t half = pool / 2, low, high, first, count, j, k, position = 0;
     int32_t *weights = row + WEIGHTS;
@@ -156,19 +158,19 @@ void tvad_embed_rows(const tvad_bank *bank, uint32_t tap, const int8_t *map, uin
     const int32_t *field = bank->tap_rows + TVAD_TAP_FIELDS * tap;
     const uint32_t h = (uint32_t)field[TVAD_TAP_H], w = (uint32_t)field[TVAD_TAP_W], channels = (uint32_t)field[TVAD_TAP_C];
     const uint32_t pool = (uint32_t)field[TVAD_TAP_POOL], grid_w = bank->grid_w;
-    const uint32_t across = WEIGHTS + support(w, grid_w, pool);
-    int32_t *down = scratch, *columns = down + WEIGHTS + support(h, bank->grid_h, pool), *sums = columns + grid_w * across;
+    const uint32_t across = WEIGHTS + tvad_axis_support(w, grid_w, pool);
+    int32_t *down = scratch, *columns = down + WEIGHTS + tvad_axis_support(h, bank->grid_h, pool), *sums = columns + grid_w * across;
     uint32_t i, j, k, c;
 
     for (j = 0; j < grid_w; j++) {
-        axis_row(w, grid_w, pool, j, columns + j * across);
+        tvad_axis_row(w, grid_w, pool, j, columns + j * across);
     }
     for (i = row; i < row + rows; i++) {
         const int8_t *from;
         uint32_t reached;
         int32_t start = 0;                              /* minus the zero point, summed over A_h */
 
-        axis_row(h, bank->grid_h, pool, i, down);
+        tvad_axis_row(h, bank->grid_h, pool, i, down);
         from = map + (size_t)(uint32_t)down[0] * w * channels;
         reached = (uint32_t)down[1];
         for (k = 0; k < reached; k++) {
@@ -193,6 +195,12 @@ void tvad_embed_rows(const tvad_bank *bank, uint32_t tap, const int8_t *map, uin
 
 void tvad_embed(const tvad_bank *bank, uint32_t tap, const int8_t *map, int8_t *part, void *scratch)
 {
+    if (tvad_is_native(bank)) {
+        const int32_t *field = bank->tap_rows + TVAD_TAP_FIELDS * tap;
+
+        memcpy(part, map, (size_t)tvad_part_cells(bank, tap) * (uint32_t)field[TVAD_TAP_C]);
+        return;
+    }
     tvad_embed_rows(bank, tap, map, 0, bank->grid_h, part, scratch);
 }
 
@@ -201,7 +209,11 @@ uint32_t tvad_embed_scratch(const tvad_bank *bank, uint32_t tap)
 {
     const int32_t *field = bank->tap_rows + TVAD_TAP_FIELDS * tap;
     const uint32_t h = (uint32_t)field[TVAD_TAP_H], w = (uint32_t)field[TVAD_TAP_W], pool = (uint32_t)field[TVAD_TAP_POOL];
-    const uint32_t down = WEIGHTS + support(h, bank->grid_h, pool), across = WEIGHTS + support(w, bank->grid_w, pool);
+    const uint32_t down = WEIGHTS + tvad_axis_support(h, bank->grid_h, pool);
+    const uint32_t across = WEIGHTS + tvad_axis_support(w, bank->grid_w, pool);
 
+    if (tvad_is_native(bank)) {
+        return 0;
+    }
     return TVAD_ALIGN16(4u * (down + bank->grid_w * across + GROUP * w));
 }

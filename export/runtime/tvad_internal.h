@@ -39,9 +39,47 @@ int tvad_find_section(const uint8_t *file, uint32_t tag, tvad_section *section);
 /* tvad_bank_kind.c. What scoring demands of the sections (docs/SPEC.md); fills the bank. */
 tvad_status tvad_check_kind(tvad_bank *bank);
 
+/* A section's dtype: docs/SPEC.md, table of dtypes. */
+#define TVAD_I1 0x11u
+#define TVAD_I2 0x12u
+#define TVAD_I4 0x14u
+#define TVAD_U1 0x21u
+#define TVAD_U2 0x22u
+#define TVAD_U4 0x24u
+#define TVAD_F8 0x38u
+
+/* Take a section of exactly this dtype and shape (0: unused dimension); 1 if it is there. */
+int tvad_take(const tvad_bank *bank, uint32_t tag, uint32_t dtype, uint32_t dim0, uint32_t dim1, uint32_t dim2,
+              tvad_section *section);
+
+/* tvad_score_*.c. The part of tvad_check_kind that is a scorer's own; config: CFG. */
+tvad_status tvad_check_pairs(tvad_bank *bank, const int32_t *config);
+tvad_status tvad_check_linear(tvad_bank *bank, const int32_t *config);
+tvad_status tvad_check_centres(tvad_bank *bank, const int32_t *config);
+
 /* tvad_embed.c. Rows `row` to `row + rows - 1` of a tap's part of the embedding; part is the first of them. */
 void tvad_embed_rows(const tvad_bank *bank, uint32_t tap, const int8_t *map, uint32_t row, uint32_t rows, int8_t *part,
                      void *scratch);
+
+/* The same file. Most values that one cell reaches along an axis; and the row of A that belongs to a cell: the first value that
+ * it reaches, how many, the weight of each: int32 (2 + tvad_axis_support). */
+uint32_t tvad_axis_support(uint32_t size, uint32_t grid, uint32_t pool);
+void tvad_axis_row(uint32_t size, uint32_t grid, uint32_t pool, uint32_t cell, int32_t *row);
+
+/* Does the scorer read the tapped maps themselves? Then a tap's part is the tap. */
+static inline int tvad_is_native(const tvad_bank *bank)
+{
+    return bank->kind == TVAD_KIND_STFP;
+}
+
+/* Positions of a tap's part: those of its map, or the grid's cells. */
+static inline uint32_t tvad_part_cells(const tvad_bank *bank, uint32_t tap)
+{
+    const int32_t *row = bank->tap_rows + TVAD_TAP_FIELDS * tap;
+
+    return tvad_is_native(bank) ? (uint32_t)row[TVAD_TAP_H] * (uint32_t)row[TVAD_TAP_W]
+                                : (uint32_t)bank->grid_h * bank->grid_w;
+}
 
 /* tvad_score.c. Bytes that tvad_score needs; the bank's fields are set, its sections need not be. Never overflows. */
 uint64_t tvad_score_need(const tvad_bank *bank);
@@ -86,9 +124,16 @@ int8_t tvad_vector_value(tvad_vector *vector, uint32_t channel);
  * the grid. */
 typedef void tvad_scorer(const tvad_bank *bank, uint32_t task, const int8_t *const parts[], uint32_t position,
                          uint32_t cells, uint32_t *distances, void *scratch);
-tvad_scorer tvad_score_padim, tvad_score_core, tvad_score_pq;
+tvad_scorer tvad_score_padim, tvad_score_core, tvad_score_pq, tvad_score_linear, tvad_score_centres;
 uint32_t tvad_score_padim_scratch(const tvad_bank *bank);
 uint32_t tvad_score_core_scratch(const tvad_bank *bank);
+/* tvad_score_pairs.c. Scores of all cells of an image by student and teacher; of a position's golden vector (depth). */
+void tvad_score_pairs(const tvad_bank *bank, const int8_t *const parts[], uint32_t *map, void *scratch);
+uint32_t tvad_score_pairs_scratch(const tvad_bank *bank);
+uint32_t tvad_score_pairs_vector(const tvad_bank *bank, const int8_t *vector);
+
+uint32_t tvad_score_linear_scratch(const tvad_bank *bank);
+uint32_t tvad_score_centres_scratch(const tvad_bank *bank);
 
 /* tvad_score_core.c. A cell's vector, (depth) int16 in the order of tvad_slot. */
 void tvad_make_query(const tvad_bank *bank, const int8_t *const parts[], uint32_t cell, int16_t *query);

@@ -2,7 +2,7 @@
  *
  * The signature of an image is the sum over all cells of its last tap's part of the embedding; PROT holds a mean signature a
  * task (docs/SPEC.md, "Several tasks"; Python: tinyvad/detectors/routing.py). tvad_open bounds the cells by 65536, so a
- * signature stays within 127 * 65536 < 2^23, a difference within 2^24, and 4096 of its squares below 2^60.
+ * signature stays within 128 * 65536 = 2^23, a difference within 2^24, and 4096 of its squares within 2^60.
  */
 #include "tvad_internal.h"
 
@@ -27,7 +27,7 @@ void tvad_signature(const tvad_bank *bank, const int8_t *const parts[], int32_t 
     for (c = 0; c < channels; c++) {
         signature[c] = 0;
     }
-    tvad_add_signature(bank, parts[bank->taps - 1u], (uint32_t)bank->grid_h * bank->grid_w, signature);
+    tvad_add_signature(bank, parts[bank->taps - 1u], tvad_part_cells(bank, bank->taps - 1u), signature);
 }
 
 uint32_t tvad_route(const tvad_bank *bank, const int32_t *signature)

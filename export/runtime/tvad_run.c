@@ -18,7 +18,7 @@ static int scratch_fits(const tvad_model *model, const tvad_step *step, uint32_t
 /* The plan was made with one bank; a newer one of the same network may need more scratch than there is. */
 static tvad_status check_score(const tvad_model *model, const tvad_bank *bank, const tvad_step *step)
 {
-    const uint32_t cells = (uint32_t)bank->grid_h * bank->grid_w;
+    const uint32_t cells = (uint32_t)bank->grid_h * bank->grid_w; /* of the map */
     const uint32_t bytes = tvad_score_parts_scratch(bank);
 
     if (!scratch_fits(model, step, bytes)) {
@@ -30,7 +30,7 @@ static tvad_status check_score(const tvad_model *model, const tvad_bank *bank, c
     for (uint32_t tap = 0u; tap < bank->taps; tap++) {
         const uint32_t channels = (uint32_t)bank->tap_rows[(tap * TVAD_TAP_FIELDS) + TVAD_TAP_C];
 
-        if ((bytes != 0u) && overlap(step->scratch, bytes, model->parts[tap], cells * channels)) {
+        if ((bytes != 0u) && overlap(step->scratch, bytes, model->parts[tap], tvad_part_cells(bank, tap) * channels)) {
             return TVAD_ERROR_ARENA;
         }
     }

@@ -4,7 +4,9 @@
  *     map uint32 (grid_h, grid_w) | per tap int8 (grid_w, C) | scratch of the embedding or the scorer, whichever is larger
  * Of a bank of several tasks it embeds the last tap twice: first to find the image's task, in the same scratch:
  *     signature int32 (C) | last tap int8 (grid_w, C) | scratch of its embedding
- * each part rounded up to 16 bytes. tinyvad.detectors.score_bytes is its twin in Python. What is needed does not depend on the
+ * each part rounded up to 16 bytes. A bank of student and teacher reads the tapped maps in place:
+ *     map uint32 (grid_h, grid_w) | scratch of the scorer
+ * tinyvad.detectors.score_bytes is its twin in Python. What is needed does not depend on the
  * number of tasks, nor on there being prototypes: a bank that learns a second product needs no more.
  */
 #include "tvad_internal.h"
@@ -41,9 +43,13 @@ uint64_t tvad_score_need(const tvad_bank *bank)
 {
     const uint32_t last = bank->taps - 1u;
     const uint64_t routing = (uint64_t)signature_bytes(bank) + row_bytes(bank, last) + tvad_embed_scratch(bank, last);
-    uint64_t scoring = (uint64_t)map_bytes(bank) + work_bytes(bank);
+    uint64_t scoring = (uint64_t)map_bytes(bank);
     uint32_t t;
 
+    if (tvad_is_native(bank)) {
+        return scoring + tvad_score_parts_scratch(bank);        /* the tapped maps are the parts */
+    }
+    scoring += work_bytes(bank);
     for (t = 0; t < bank->taps; t++) {
         scoring += row_bytes(bank, t);
     }
@@ -62,6 +68,12 @@ static uint32_t scorer_scratch(const tvad_bank *bank)
         return tvad_score_core_scratch(bank);
     case TVAD_KIND_PQPC:
         return tvad_score_pq_scratch(bank);
+    case TVAD_KIND_STFP:
+        return tvad_score_pairs_scratch(bank);
+    case TVAD_KIND_LINR:
+        return tvad_score_linear_scratch(bank);
+    case TVAD_KIND_CFAS:
+        return tvad_score_centres_scratch(bank);
     default:
         return tvad_score_padim_scratch(bank);
     }
@@ -102,6 +114,12 @@ static void score_cells(const tvad_bank *bank, uint32_t task, const int8_t *cons
     case TVAD_KIND_PQPC:
         tvad_score_pq(bank, task, parts, position, cells, distances, scratch);
         break;
+    case TVAD_KIND_LINR:
+        tvad_score_linear(bank, task, parts, position, cells, distances, scratch);
+        break;
+    case TVAD_KIND_CFAS:
+        tvad_score_centres(bank, task, parts, position, cells, distances, scratch);
+        break;
     default:
         tvad_score_padim(bank, task, parts, position, cells, distances, scratch);
         break;
@@ -136,7 +154,11 @@ void tvad_score_parts(const tvad_bank *bank, const int8_t *const parts[], uint32
         tvad_signature(bank, parts, scratch);
         task = tvad_route(bank, scratch);
     }
-    score_cells(bank, task, parts, 0, (uint32_t)bank->grid_h * bank->grid_w, map, scratch);
+    if (tvad_is_native(bank)) {
+        tvad_score_pairs(bank, parts, map, scratch);
+    } else {
+        score_cells(bank, task, parts, 0, (uint32_t)bank->grid_h * bank->grid_w, map, scratch);
+    }
     find_result(bank, task, map, result);
 }
 
@@ -175,6 +197,10 @@ tvad_status tvad_score(const tvad_bank *bank, const int8_t *const taps[], void *
     if (!is_enough(bank, scratch, scratch_bytes)) {
         return TVAD_ERROR_ARENA;
     }
+    if (tvad_is_native(bank)) {
+        tvad_score_parts(bank, taps, map, at + map_bytes(bank), result);
+        return TVAD_OK;
+    }
     task = bank->tasks > 1u ? find_task(bank, taps[bank->taps - 1u], scratch) : 0;
     at += map_bytes(bank);
     for (t = 0; t < bank->taps; t++) {
@@ -204,6 +230,12 @@ tvad_status tvad_self_test(const tvad_bank *bank, void *scratch, size_t scratch_
     for (i = 0; i < count; i++) {
         uint32_t distance, first = 0;
 
+        if (tvad_is_native(bank)) {
+            if (tvad_score_pairs_vector(bank, vectors + (size_t)i * bank->depth) != gold[3 * i + 2]) {
+                return TVAD_ERROR_CRC;
+            }
+            continue;
+        }
         for (t = 0; t < bank->taps; t++) {
             parts[t] = vectors + (size_t)i * bank->depth + first;
             first += (uint32_t)bank->tap_rows[TVAD_TAP_FIELDS * t + TVAD_TAP_C];

@@ -1,7 +1,7 @@
 """Exhaustive nearest neighbours: queries and a memory bank in, squared distances out, as matrix products.
 
-||x - m||**2 = ||x||**2 + ||m||**2 - 2 x.m turns the search into one matrix product a block. On int8 vectors it is exact:
-float32 holds every integer below 2**24 and float64 every one below 2**53, so the smaller type that is sure to hold them
+||x - m||**2 = ||x||**2 + ||m||**2 - 2 x.m turns the search into one matrix product a block. On int8 vectors (of queries, int16
+too) it is exact: float32 holds every integer below 2**24 and float64 every one below 2**53, so the smaller type that is sure to hold them
 is used, and neither the order of additions nor the number of threads can matter. On float32 vectors the sums are made in
 float64, so that what cancels leaves enough digits.
 """
@@ -16,8 +16,8 @@ TILE = 1 << 20  # distances in memory at a time
 
 
 def exact_dtype(queries: np.ndarray, bank: np.ndarray) -> type[np.floating]:
-    """The fastest float type in which all sums of ``pairwise_squared`` are good: exact where both are int8."""
-    if queries.dtype != np.int8 or bank.dtype != np.int8:
+    """The fastest float type in which all sums of ``pairwise_squared`` are good: exact where both are integers."""
+    if queries.dtype not in (np.int8, np.int16) or bank.dtype != np.int8:
         return np.float64
     # partial sums of x.m stay below ||x|| ||m||, so no term passes (||x|| + ||m||)**2
     largest = [np.sqrt(_squares(a).max(initial=0)) for a in (queries, bank)]

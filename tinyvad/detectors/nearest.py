@@ -25,7 +25,7 @@ import numpy as np
 from tinyvad.detectors.coreset import MAX_DEPTH
 from tinyvad.detectors.distances import nearest
 from tinyvad.detectors.product_quantizer import BITS, ProductQuantizer, pack_codes, unpack_codes
-from tinyvad.detectors.sections import take_section
+from tinyvad.detectors.sections import positive_unit, take_section
 from tinyvad.embedding import align
 from tinyvad.errors import CheckFailed, InputError
 
@@ -42,6 +42,7 @@ class PatchCoreScorer:
     bank: np.ndarray
     unit: float = 1.0
     kind = "CORE"
+    root, sigma = True, 4.0
     required = ("CFG ", "BANK")
 
     def score(self, embeddings: np.ndarray) -> np.ndarray:
@@ -72,7 +73,7 @@ class PatchCoreScorer:
         rows, _, subspaces, bits = _config(sections, depth)
         if (subspaces, bits) != (0, 8):
             raise InputError(f"bank section CFG : {subspaces} subspaces, {bits} bits; a CORE bank has 0 and 8")
-        return cls(take_section(sections, "BANK", (rows, depth), "int8"), _unit(sections))
+        return cls(take_section(sections, "BANK", (rows, depth), "int8"), positive_unit(sections))
 
 
 @dataclass(eq=False)
@@ -83,6 +84,7 @@ class PatchCoreLiteScorer:
     codes: np.ndarray
     unit: float = 1.0
     kind = "PQPC"
+    root, sigma = True, 4.0
     required = ("CFG ", "INDX", "CBK ", "CODE")
 
     def score(self, embeddings: np.ndarray) -> np.ndarray:
@@ -132,7 +134,7 @@ class PatchCoreLiteScorer:
         codes = unpack_codes(packed, subspaces, bits)
         if codes.max() >= centroids:
             raise InputError(f"bank section CODE: code {codes.max()} of {centroids} centroids; build the bank again")
-        return cls(ProductQuantizer(codebooks, indices, bits), codes, _unit(sections))
+        return cls(ProductQuantizer(codebooks, indices, bits), codes, positive_unit(sections))
 
 
 def bank_bytes(rows: int, depth: int, subspaces: int, bits: int) -> int:
@@ -200,11 +202,3 @@ def _config(sections: Mapping[str, np.ndarray], depth: int) -> tuple[int, int, i
     if rows < 1 or stored_depth != depth or depth > MAX_DEPTH:
         raise InputError(f"bank section CFG : {rows} rows of {stored_depth} values do not go with embeddings of {depth}")
     return rows, stored_depth, subspaces, bits
-
-
-def _unit(sections: Mapping[str, np.ndarray]) -> float:
-    unit = float(take_section(sections, "SCAL", (1,), "float64")[0])
-    if not (np.isfinite(unit) and unit > 0):
-        raise InputError(f"bank section SCAL: unit {unit} is not a positive number; build the bank again")
-    return unit
-

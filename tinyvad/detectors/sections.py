@@ -20,3 +20,11 @@ def take_section(
         expected = f"{dtype or array.dtype.name}{shape}"
         raise InputError(f"bank section {tag}: {array.dtype.name}{array.shape}, expected {expected}; build the bank again")
     return array
+
+
+def positive_unit(sections: Mapping[str, np.ndarray]) -> float:
+    """SCAL of a bank with one unit, float64 (1,). Raises InputError if it is missing, not finite or not positive."""
+    unit = float(take_section(sections, "SCAL", (1,), "float64")[0])
+    if not (np.isfinite(unit) and unit > 0):
+        raise InputError(f"bank section SCAL: unit {unit} is not a positive number; build the bank again")
+    return unit

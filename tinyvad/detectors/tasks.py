@@ -25,7 +25,9 @@ TASK_SECTIONS = ("TASK", "PROT")  # REQUIRED where they are
 LEARNT = {  # by kind; TASK says how many rows a task has, but for those of ``EQUAL``
     "PADM": ("MEAN", "SCAL", "TABL"), "PADF": ("MEAN", "SCAL", "TABL", "CHOL"), "PADC": ("MEAN", "SCAL", "TABL", "CHOL"),
     "CORE": ("BANK",), "PQPC": ("CODE", "INDX", "CBK "),
+    "STFP": (), "LINR": (), "CFAS": (),  # one network for all tasks; a task has one row
 }  # fmt: skip
+MEMORY_BANKS = ("CORE", "PQPC")  # kinds whose tasks have any number of rows
 EQUAL = ("TABL", "INDX", "CBK ")  # of what is learnt: as many rows for every task
 _REMEDY = "build the bank again"
 
@@ -52,13 +54,16 @@ class TaskScorers:
         return max(self.scorers, key=lambda scorer: scorer.macs((1, 1)))
 
     def route(self, embeddings: np.ndarray) -> np.ndarray:
-        """(n, H, W, D) int8 -> (n,) int64: the task of every image, that of the nearest prototype."""
+        """(n, H, W, D) int8 -> (n,) int64: the task of every image, that of the nearest prototype.
+
+        Of a bank without an embedding: the last tapped maps (n, h, w, C) int8.
+        """
         if self.prototypes is None or len(self.scorers) == 1:
             return np.zeros(len(embeddings), np.int64)
         return nearest_prototype(signatures(embeddings, self.last_channels), self.prototypes)
 
     def score(self, embeddings: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        """(n, H, W, D) int8 and (n,) task numbers -> (n, H, W) uint32 squared distances, each by its own task."""
+        """(n, H, W, D) embeddings and (n,) task numbers -> (n, H, W) uint32 scores, each by its own task."""
         maps = np.empty(embeddings.shape[:3], np.uint32)
         for task in np.unique(tasks):
             its = tasks == task
@@ -77,12 +82,14 @@ def read_thresholds(sections: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def split_tasks(
-    kind: str, sections: Mapping[str, np.ndarray], grid: tuple[int, int], tasks: int, channels: int
+    kind: str, sections: Mapping[str, np.ndarray], grid: tuple[int, int], tasks: int, channels: int,
+    summed: tuple[int, int] | None = None,
 ) -> list[Mapping[str, np.ndarray]]:
     """The sections of every task as those of a bank that holds it alone: views, but for CFG's number of rows.
 
     Args:
         kind: of the bank. tasks: T. channels: C of the last tapped tensor.
+        summed: positions that a signature adds up, and the largest value; None: the grid's cells, 127.
 
     Raises:
         InputError: TASK, PROT or LADR is missing or malformed, or an array has not the rows of T tasks.
@@ -95,32 +102,39 @@ def split_tasks(
         return [sections]
     rows = take_section(sections, "TASK", (tasks, 4), "int32").astype(np.int64)
     prototypes = take_section(sections, "PROT", (tasks, channels), "int32")
-    cells = grid[0] * grid[1]
-    if cells > MAX_CELLS or np.abs(prototypes.astype(np.int64)).max() > 127 * cells:
-        raise InputError(f"bank section PROT: beyond 127 times {cells} cells, of at most {MAX_CELLS}; {_REMEDY}")
+    cells, largest = summed or (grid[0] * grid[1], 127)
+    if cells > MAX_CELLS or np.abs(prototypes.astype(np.int64)).max() > largest * cells:
+        raise InputError(f"bank section PROT: beyond {largest} times {cells} cells, of at most {MAX_CELLS}; {_REMEDY}")
     config = take_section(sections, "CFG ", (4,), "int32")
     ends = rows[:, 1].cumsum()
-    of_grid = kind.startswith("PAD")
-    whole = tasks * grid[0] if of_grid else int(config[0])
+    each = _rows_of_task(kind, grid)
+    whole = tasks * each if each else int(config[0])
     wrong = (rows[:, 0] != ends - rows[:, 1]) | (rows[:, 1] < 1) | (rows[:, 2] < 0) | (rows[:, 3] != 0)
-    if of_grid:
-        wrong |= rows[:, 1] != grid[0]
+    if each:
+        wrong |= rows[:, 1] != each
     if wrong.any() or ends[-1] != whole:
         at = int(wrong.argmax()) if wrong.any() else tasks - 1
         raise InputError(f"bank section TASK, row {at}: {rows[at].tolist()} does not share out {whole} rows; {_REMEDY}")
     lengths = {tag: _rows_in(sections, tag, whole, tasks) for tag in LEARNT[kind] if tag in sections}
-    return [_one_task(sections, lengths, config, rows[t], t, of_grid) for t in range(tasks)]
+    return [_one_task(sections, lengths, config, rows[t], t, each > 0) for t in range(tasks)]
+
+
+def _rows_of_task(kind: str, grid: tuple[int, int]) -> int:
+    """Rows that every task of a bank has, 0 where TASK alone says it."""
+    if kind in MEMORY_BANKS:
+        return 0
+    return grid[0] if kind.startswith("PAD") else 1
 
 
 def _one_task(
     sections: Mapping[str, np.ndarray], lengths: Mapping[str, int], config: np.ndarray, row: np.ndarray, task: int,
-    of_grid: bool,
+    is_equal: bool,
 ) -> Mapping[str, np.ndarray]:  # fmt: skip
     first, count = int(row[0]), int(row[1])
     one = dict(sections)
     for tag, each in lengths.items():
         one[tag] = sections[tag][task * each : (task + 1) * each] if each else sections[tag][first : first + count]
-    if not of_grid:
+    if not is_equal:
         one["CFG "] = np.array([count, *config[1:]], np.int32)
     return one
 
@@ -137,7 +151,7 @@ def _rows_in(sections: Mapping[str, np.ndarray], tag: str, whole: int, tasks: in
 
 def _check_ladder(kind: str, ladder: np.ndarray, tasks: int) -> None:
     """LADR: pairs (rows, threshold) a task, rows at least 1 and never rising; memory banks only."""
-    if kind not in ("CORE", "PQPC") or ladder.ndim != 3 or ladder.dtype != np.uint32:
+    if kind not in MEMORY_BANKS or ladder.ndim != 3 or ladder.dtype != np.uint32:
         raise InputError(f"bank section LADR: {ladder.dtype.name}{ladder.shape} in a {kind} bank; {_REMEDY}")
     if ladder.shape[0] != tasks or ladder.shape[2] != 2:
         raise InputError(f"bank section LADR: shape {ladder.shape}, expected ({tasks}, L, 2); {_REMEDY}")
@@ -157,7 +171,7 @@ def join_tasks(scorers: Sequence[Scorer], images: Sequence[int], prototypes: np.
         InputError: the scorers differ in what they must share.
     """
     kind, parts = scorers[0].kind, [scorer.sections() for scorer in scorers]
-    counts = [len(part[LEARNT[kind][0]]) for part in parts]
+    counts = [len(part[LEARNT[kind][0]]) if LEARNT[kind] else 1 for part in parts]
     joined: dict[str, np.ndarray] = {}
     for tag, first in parts[0].items():
         arrays = [part[tag] for part in parts]
@@ -166,7 +180,7 @@ def join_tasks(scorers: Sequence[Scorer], images: Sequence[int], prototypes: np.
                 raise InputError(f"tasks of one bank differ in the shape of section {tag}; learn them with one build")
             joined[tag] = np.concatenate(arrays)
             continue
-        if tag == "CFG " and not kind.startswith("PAD"):
+        if tag == "CFG " and kind in MEMORY_BANKS:
             arrays = [np.array([sum(counts), *array[1:]], array.dtype) for array in arrays]
         if not all(np.array_equal(array, arrays[0]) for array in arrays):
             raise InputError(f"tasks of one bank differ in section {tag}; learn them with one build")

@@ -82,7 +82,7 @@ class TriangularScorer:
     indices: np.ndarray | None = None
     projection: Projection | None = None
 
-    unit = UNIT
+    unit, root, sigma = UNIT, True, 4.0
 
     @property
     def required(self) -> tuple[str, ...]:
