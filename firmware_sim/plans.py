@@ -57,7 +57,7 @@ def plan(
         scorer_scratch: bytes of scratch of the scorer; embed_scratch: of making each tap's part, in the graph's order.
         limit: bytes that the arena may take (``auto`` and ``patch``); with none, ``patch`` takes the least.
         layer_scratch: bytes of scratch that a node's kernel needs, by default those of our runtime.
-        parts: bytes of each tap's part of what is scored, in the graph's order; by default the grid's cells by its channels.
+        parts: bytes of each tap's part of what is scored, in the graph's order; by default cells of the grid by channels.
 
     Returns:
         The schedule; above the limit if no plan fits it.

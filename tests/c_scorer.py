@@ -61,7 +61,7 @@ class OpenBank:
         return self._finish(result, [work, *buffers], work), result
 
     def score_parts(self, taps: list[np.ndarray]) -> tuple[np.ndarray, CResult, list[np.ndarray]]:
-        """The same in the two steps of ``tvad_run``; the parts of the embedding, (grid_h, grid_w, C) int8, or the maps, too."""
+        """The same in the two steps of ``tvad_run``; the parts, (grid_h, grid_w, C) int8 or the maps themselves, too."""
         cells, native = self.bank.grid_h * self.bank.grid_w, self.bank.kind == NATIVE
         parts, kept = [], []
         for i, tap in enumerate(taps):

@@ -95,9 +95,9 @@ def of_sections(small: Small) -> Iterator[tuple[str, bytes]]:
     ends = {
         "CFG ": (-1, 0, 1, 2, 3, 4, 5, 8, 11, 12, 13, 15, 16, 20, 21, 31, 32, 256, 300, 512, 513, 2**31 - 1, -(2**31)),
         "TAPS": (-129, -128, -33, -32, -31, -1, 0, 1, 2, 3, 5, 7, 8, 9, 30, 31, 127, 128, 4096, 4097, 2**31 - 1, -(2**31)),
-        "BIAS": (-33, -32, -31, -1, 0, 1, 9, 10, 11, 30, 31, 2**30, 2**31 - 1, -(2**31)),
+        "BIAS": (-33, -32, -31, -1, 0, 1, 9, 10, 11, 30, 31, -(2**15), 2**15 - 1, 2**30, 2**31 - 1, -(2**31)),
         "INDX": (0, 1, 11, 12, 13, 255, 65535), "CODE": (0, 8, 9, 15, 16, 19, 20, 0x99, 0xF0, 255),
-        "GOLD": (0, 1, 2, 3, 11, 12, 2**32 - 1), "THRS": (0, 2**32 - 1), "TABL": (0, 2**31, 2**32 - 1),
+        "GOLD": (0, 1, 2, 3, 11, 12, 2**32 - 1), "THRS": (0, 2**32 - 1), "TABL": (0, 2**16, 2**16 + 1, 2**31, 2**32 - 1),
         "SCAL": (0, 255) if "SCAL" in sections and sections["SCAL"].dtype == np.uint8 else
                 (0.0, -0.0, -1.0, 5e-324, -5e-324, np.inf, -np.inf, np.nan, 1.7e308),
         "TASK": (-(2**31), -1, 0, 1, 2, 3, 4, 6, 7, 9, 2**31 - 1),
@@ -108,6 +108,8 @@ def of_sections(small: Small) -> Iterator[tuple[str, bytes]]:
         for place in range(min(sections[tag].size, 32)) if tag in sections else ():
             for value in values:
                 changed = sections[tag].copy()
+                if isinstance(value, int) and not np.iinfo(changed.dtype).min <= value <= np.iinfo(changed.dtype).max:
+                    continue
                 changed.flat[place] = value
                 yield f"{tag} [{place}] = {value}", _write(small, {**sections, tag: changed})
 
@@ -182,7 +184,7 @@ def _write(small: Small, sections: dict[str, np.ndarray]) -> bytes:
 
 
 def of_grids(small: Small) -> Iterator[tuple[str, bytes]]:
-    """A memory bank has no section of the grid's shape: any grid may stand in its header."""
+    """A memory bank or a linear layer has no section of the grid's shape: any grid may stand in its header."""
     h = small.header
     for grid in ((1, 1), (1, 65535), (65535, 1), (65535, 65535), (2901, 2902), (700, 700), (300, 40), (2000, 2000)):
         header = Header(h.kind, h.backbone_crc32, h.input_size, grid, h.taps)

@@ -15,6 +15,8 @@ import numpy as np
 
 from tinyvad.bank import Header, pack_meta, read_bank, write_bank
 from tinyvad.detectors import Scorer, check_bank
+from tinyvad.detectors.centres import TABLE, CentresScorer
+from tinyvad.detectors.linear import LinearScorer
 from tinyvad.detectors.nearest import PatchCoreLiteScorer, PatchCoreScorer
 from tinyvad.detectors.product_quantizer import ProductQuantizer
 from tinyvad.detectors.student_teacher import Pairs, StudentTeacherScorer
@@ -47,12 +49,13 @@ class Small:
         if not self.tasks:
             return 0
         channels = self.embedding.taps[-1].channels
-        signature = [sum(int(v) for v in channel) for channel in self.routed(maps)[0, ..., -channels:].reshape(-1, channels).T]
+        vectors = self.routed(maps)[0, ..., -channels:].reshape(-1, channels)
+        signature = [sum(int(v) for v in channel) for channel in vectors.T]
         far = [sum((a - int(b)) ** 2 for a, b in zip(signature, row, strict=True)) for row in self.sections["PROT"]]
         return far.index(min(far))
 
     def routed(self, maps: list[np.ndarray]) -> np.ndarray:
-        """(1, ...) int8, whose last values make an image's signature: its embedding, or its last map where there is none."""
+        """(1, ...) int8, whose last values make an image's signature: its embedding, or where there is none its last map."""
         return maps[-1][None] if self.embedding.native else self.embedding.integer([q[None] for q in maps])
 
     def embeddings(self, rng: np.random.Generator, n: int) -> np.ndarray:
@@ -70,6 +73,9 @@ class Small:
         return scorer.score(self.embedding.integer([q[None] for q in maps]))[0]
 
 
+LEARNT = {  # by the first letters of the kind
+    "PAD": ("MEAN", "SCAL", "TABL", "CHOL"), "COR": ("BANK",), "PQP": ("CODE", "INDX", "CBK "),
+}  # fmt: skip
 SIZES = ((9, 7), (4, 5), (2, 3))  # finer than, about equal to and coarser than most grids
 
 
@@ -121,6 +127,21 @@ def memory(rng: np.random.Generator, rows: int, depth: int) -> PatchCoreScorer:
     return PatchCoreScorer(rng.integers(-128, 128, (rows, depth)).astype(np.int8), 0.25)
 
 
+def linear(rng: np.random.Generator, depth: int) -> LinearScorer:
+    """A layer whose scores are cut off at 0 on some random cells."""
+    return LinearScorer(rng.integers(-128, 128, depth).astype(np.int8), int(rng.integers(0, 1 << 13)), 0.25)
+
+
+def centres(rng: np.random.Generator, grid: tuple[int, int], count: int, depth: int, shift: int = 0) -> CentresScorer:
+    """Centres of random features; a table of any numbers, most of the time steps of it that matter."""
+    unit, step_bits = float(rng.uniform(0.001, 0.1)), int(rng.integers(0, 12))
+    table = rng.integers(0, (1 << 16) + 1, TABLE).astype(np.uint32)
+    table[:2] = 1 << 16
+    offsets = rng.integers(-(100 << shift), 100 << shift, (grid[0] + grid[1], depth)).astype(np.int16)
+    points = rng.integers(-128, 128, (count, depth)).astype(np.int8)
+    return CentresScorer(points, offsets, table, grid, shift, step_bits, unit)
+
+
 def student(
     rng: np.random.Generator, grid: tuple[int, int], channels: tuple[int, ...] = (3, 3), sizes: Any = ((7, 5), (3, 4))
 ) -> tuple[Pairs, StudentTeacherScorer]:
@@ -161,7 +182,7 @@ def bank_of_tasks(
     """A bank of several tasks, its sections put together by the words of the SPEC."""
     grid, count, kind = embedding.grid, len(scorers), scorers[0].kind
     parts = [scorer.sections() for scorer in scorers]
-    learnt = ("MEAN", "SCAL", "TABL", "CHOL") if kind.startswith("PAD") else ("BANK", "CODE", "INDX", "CBK ")
+    learnt = LEARNT.get(kind[:3], ())
     sections = {tag: np.concatenate([p[tag] for p in parts]) if tag in learnt else a for tag, a in parts[0].items()}
     rows_of = {"PADM": "MEAN", "PADF": "MEAN", "PADC": "MEAN", "CORE": "BANK", "PQPC": "CODE"}.get(kind)
     each = [len(p[rows_of]) if rows_of else 1 for p in parts]
@@ -213,8 +234,12 @@ def every_kind(rng: np.random.Generator, grid: tuple[int, int] = (3, 4)) -> dict
         "patchcore-lite few rows": quantised(rng, 20, 12, 6, 8),
         "patchcore-lite 4 bits": quantised(rng, 30, 12, 3, 4),
         "patchcore-lite 4 bits, few rows": quantised(rng, 9, 12, 6, 4),
+        "linear": linear(rng, 12),
+        "centres": centres(rng, grid, 20, 12),
+        "centres shifted": centres(rng, grid, 3, 12, 5),
     }
-    return {**{name: bank_of(rng, e, scorer) for name, scorer in scorers.items()}, "student": bank_of(rng, *student(rng, grid))}
+    made = {name: bank_of(rng, e, scorer) for name, scorer in scorers.items()}
+    return {**made, "student": bank_of(rng, *student(rng, grid))}
 
 
 def every_kind_of_tasks(rng: np.random.Generator, count: int, grid: tuple[int, int] = (3, 4)) -> dict[str, Small]:
@@ -236,7 +261,8 @@ def every_kind_of_tasks(rng: np.random.Generator, count: int, grid: tuple[int, i
         "padim-lite": gaussians(12, 0, 0), "padim-lite chosen": gaussians(5, 0, 1), "padim chosen": gaussians(11, 8, 1),
         "padim-compact": gaussians(10, 4, 2), "padim-compact 8 bits": gaussians(3, 8, 2), "patchcore": memories(),
         "patchcore-lite": quantisers(256, 4, 8), "patchcore-lite 4 bits": quantisers(7, 6, 4),
-        "patchcore-lite of one centroid": quantisers(1, 3, 8),
+        "patchcore-lite of one centroid": quantisers(1, 3, 8), "linear": [linear(rng, 12)] * count,
+        "centres": [centres(rng, grid, 15, 12)] * count,
     }  # fmt: skip
     pairs, one = student(rng, grid)
     return {

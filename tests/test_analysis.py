@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from tiny_build import images_of_task, tiny_build
+from tiny_student_build import student_build
 
 from tinyvad.analysis.command import FACTS, HTML, analyse
 from tinyvad.analysis.facts import layer_facts, masks_of, product_facts
@@ -122,13 +123,14 @@ def test_images_are_spaced_evenly() -> None:
     assert spaced(3, 5).tolist() == [0, 1, 2]
 
 
-def test_the_students_half_is_left_out(place: Path) -> None:
-    model = load(place / "build")
-    model.manifest["backbone"]["layers"] = ["student/a", "student/b", "a", "b"]
-    assert chosen_layers(model, None) == {"a": 2, "b": 3}
-    assert chosen_layers(model, ["b"]) == {"b": 3}
-    with pytest.raises(InputError, match=r"taps no layer 'student/a'; choose with --layers among a, b"):
-        chosen_layers(model, ["student/a"])
+def test_of_a_student_teacher_build_the_teacher_is_looked_at(place: Path, tmp_path: Path) -> None:
+    model = load(student_build(tmp_path / "build", None))
+    assert chosen_layers(model, None) == {"t1": 3, "t2": 4, "t3": 5}
+    assert chosen_layers(model, ["t2"]) == {"t2": 4}
+    with pytest.raises(InputError, match=r"taps no layer 's1'; choose with --layers among t1, t2, t3"):
+        chosen_layers(model, ["s1"])
+    value, _ = analyse(tmp_path / "build", place / "data", layers=["t3"])
+    assert value["layers"]["t3"]["channels"] == 21
 
 
 # --- the folder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -20,7 +22,14 @@ from tinyvad.detectors.feature_importance import (
     without_clashing,
     without_shared,
 )
+from tinyvad.detectors.student import Paste, Stfpm
 from tinyvad.errors import InputError
+from tinyvad.graph.builder import GraphBuilder
+from tinyvad.graph.ir import Graph
+from tinyvad.training import forward
+from tinyvad.training.items import ArrayItems
+from tinyvad.training.loop import train
+from tinyvad.training.tape import value_and_gradients
 
 
 def moments_of(maps: np.ndarray, batch: int = 7) -> Moments:
@@ -261,3 +270,76 @@ def test_the_choice_of_cells_follows_the_seed(rng: np.random.Generator) -> None:
         return importance(moments, np.random.default_rng(seed))
 
     assert run(1).values.tobytes() == run(1).values.tobytes()
+
+
+# --- in STFPM and PaSTe
+
+
+def teacher_network(rng: np.random.Generator) -> Graph:
+    """Three convolutions on 16 x 16 images; the last two are tapped."""
+    builder = GraphBuilder("teacher", (1, 16, 16, 3))
+    x = builder.input
+    for name, inputs, outputs, stride in (("a", 3, 6, 2), ("b", 6, 8, 1), ("c", 8, 10, 2)):
+        weights = builder.constant(f"{name}.w", rng.normal(size=(outputs, 3, 3, inputs)).astype(np.float32) / 4)
+        bias = builder.constant(f"{name}.b", np.zeros(outputs, np.float32))
+        attributes = {"stride": (stride, stride), "pads": (1, 1, 1, 1), "dilation": (1, 1), "activation": "relu6"}
+        x = builder.add("conv2d", [x, weights, bias], name, **attributes)
+    return builder.finish(["b", "c"])
+
+
+def items_of(detector: Stfpm, images: np.ndarray) -> ArrayItems:
+    """Stored maps and targets of (n, 16, 16, 3) images."""
+    stored = [images] if detector.trunk is None else forward.run(detector.trunk, {}, {}, [images], train=False)[0]
+    assert detector.targets is not None
+    return ArrayItems([*stored, *forward.run(detector.targets, {}, {}, stored, train=False)[0]])
+
+
+@pytest.fixture(params=["stfpm", "paste"])
+def detector(request: pytest.FixtureRequest) -> Stfpm:
+    graph = teacher_network(np.random.default_rng(1))
+    return Stfpm(graph, keep=25) if request.param == "stfpm" else Paste(graph, shared="a", keep=25)
+
+
+def test_masks_of_ones_are_stfpm_to_the_bit(detector: Stfpm, rng: np.random.Generator) -> None:
+    batch = items_of(detector, rng.normal(size=(5, 16, 16, 3)).astype(np.float32)).take(np.arange(5))
+    network = detector.network
+    results = []
+    for masks in (None, [np.ones(target.shape[1:], bool) for target in batch[1:]]):
+        detector.masks = masks
+        value = value_and_gradients(lambda p: detector.loss(p, network.statistics, batch, rng), network.parameters)
+        results.append((value[0], detector.maps(batch).tobytes(), {k: v.tobytes() for k, v in value[2].items()}))
+    assert results[0] == results[1]
+
+
+def test_a_training_makes_the_masks_of_its_task(detector: Stfpm, rng: np.random.Generator) -> None:
+    items = items_of(detector, rng.normal(size=(20, 16, 16, 3)).astype(np.float32))
+    trained = train(detector, items, None, replace(detector.recipe, epochs=1, batch=5, learning_rate=0.01))
+    assert len(trained.history) == 1 and detector.masks is not None
+    for mask, target in zip(detector.masks, items.take(np.arange(20))[1:], strict=True):
+        moments = moments_of(target)
+        assert mask.tobytes() == top_mask(importance(moments, np.random.default_rng(0)).values, 25).tobytes()
+    learnt = detector.arrays()
+    batch = items.take(np.arange(4))
+    scores = detector.maps(batch)
+    detector.masks = None
+    assert (detector.maps(batch) != scores).any()
+    detector.restore(learnt)
+    np.testing.assert_array_equal(detector.maps(batch), scores)
+    with pytest.raises(InputError, match="a build compares all channels"):
+        detector.graph()
+
+
+def test_only_kept_channels_are_compared_and_pull_at_the_student(detector: Stfpm, rng: np.random.Generator) -> None:
+    batch = items_of(detector, rng.normal(size=(3, 16, 16, 3)).astype(np.float32)).take(np.arange(3))
+    mask = np.zeros(batch[1].shape[1:], bool)
+    mask[..., 2:5] = True
+    detector.masks = [mask, np.zeros(batch[2].shape[1:], bool)]  # nothing of the second layer
+    network = detector.network
+    other = [*batch[:1], *(target.copy() for target in batch[1:])]
+    other[1][..., [0, 1, 5, 6, 7]] += 7
+    other[2] -= 3
+    loss, _, gradients = value_and_gradients(lambda p: detector.loss(p, network.statistics, batch, rng), network.parameters)
+    assert loss == detector.loss(network.parameters, network.statistics, other, rng)[0]
+    np.testing.assert_array_equal(gradients["c/scale"], 0)
+    scale = gradients["b/scale"]  # of the layer's own batch norm: channels that are left out are not moved
+    assert (scale[[0, 1, 5, 6, 7]] == 0).all() and (scale[2:5] != 0).all()

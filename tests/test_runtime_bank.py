@@ -51,9 +51,9 @@ def one_of_each_kind() -> dict[str, Small]:
 
 
 TASK_NAMES = ("padim-lite of 3", "padim chosen of 3", "padim-compact of 3", "patchcore of 3", "patchcore-lite 4 bits of 3",
-              "student of 3")  # fmt: skip
+              "student of 3", "linear of 3", "centres of 3")  # fmt: skip
 KIND_NAMES = ("padim-lite chosen", "padim chosen", "padim-compact", "patchcore", "patchcore-lite 4 bits, few rows",
-              "student")  # fmt: skip
+              "student", "linear", "centres", "centres shifted")  # fmt: skip
 
 
 def test_every_kind_opens_and_says_what_python_says() -> None:
@@ -73,6 +73,10 @@ def test_every_kind_opens_and_says_what_python_says() -> None:
             assert [bank.values, bank.bits, bank.mode] == config[:3] and bank.rows == 0
         elif header.kind == "STFP":
             assert [bank.values, bank.bits, bank.shift] == config[:3] and bank.rows == 0
+        elif header.kind == "LINR":
+            assert [bank.values, 0, 0, 0] == config and bank.rows == 0
+        elif header.kind == "CFAS":
+            assert [bank.rows, bank.values, bank.shift, bank.bits] == config
         else:
             assert [bank.rows, bank.values, bank.subspaces, bank.bits] == config
 
@@ -138,7 +142,7 @@ def test_every_status_has_its_line() -> None:
 def forged(small: Small) -> dict[str, bytes]:
     cases = {**dict(of_header(small.data)), **dict(of_entries(small.data)), **dict(of_sections(small))}
     cases |= dict(of_tasks(small)) if small.tasks else {}
-    return cases | (dict(of_grids(small)) if small.header.kind in ("CORE", "PQPC") else {})
+    return cases | (dict(of_grids(small)) if small.header.kind in ("CORE", "PQPC", "LINR") else {})
 
 
 @pytest.mark.parametrize("name", [*KIND_NAMES, *TASK_NAMES])

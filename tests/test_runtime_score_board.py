@@ -63,14 +63,16 @@ def cases(rng: np.random.Generator) -> list[tuple[Small, list[np.ndarray]]]:
 
 
 def write_cases(chosen: list[tuple[Small, list[np.ndarray]]], path: Path) -> None:
-    records, blob = [], b""
+    records, blob, known = [], b"", {}  # maps of several cases are there once: the flash is small
     first = -(-32 * (len(chosen) + 1) // 4096) * 4096
     for i, (small, maps) in enumerate(chosen):
         blob += bytes(-len(blob) % 16)
-        at = first + len(blob)
+        at, values = first + len(blob), b"".join(q.tobytes() for q in maps)
         blob += small.data
-        records.append([i, at, len(small.data), first + len(blob), 0, 0, 0, 0])
-        blob += b"".join(q.tobytes() for q in maps)
+        if values not in known:
+            known[values] = first + len(blob)
+            blob += values
+        records.append([i, at, len(small.data), known[values], 0, 0, 0, 0])
     table = np.array([*records, [2**32 - 1] + [0] * 7], np.uint32).tobytes()
     path.write_bytes(table + bytes(first - len(table)) + blob)
 

@@ -13,8 +13,7 @@ from scipy import ndimage
 pytest.importorskip("autograd", reason="training needs autograd: pip install 'tinyvad[train]'")
 
 from tinyvad.errors import InputError
-from tinyvad.training import ops
-from tinyvad.training.blocks import multiply_back, multiply_rows, threads
+from tinyvad.training import blocks, ops
 from tinyvad.training.network import EPSILON
 
 WINDOWS = [  # kernel, stride, pads (top, bottom, left, right), dilation
@@ -67,7 +66,8 @@ def test_pointwise_conv2d(rng, stride):
 @pytest.mark.parametrize(("kernel", "stride", "pads", "dilation"), WINDOWS)
 @pytest.mark.parametrize("channels", [3, 18])  # less than sixteen lanes; a full group and a part of one
 def test_depthwise_conv2d(rng, kernel, stride, pads, dilation, channels):
-    x, weights, bias = rng.normal(size=(2, 6, 7, channels)), rng.normal(size=(1, *kernel, channels)), rng.normal(size=channels)
+    x, weights = rng.normal(size=(2, 6, 7, channels)), rng.normal(size=(1, *kernel, channels))
+    bias = rng.normal(size=channels)
     settings = {"stride": stride, "pads": pads, "dilation": dilation}
     expected = np.einsum("nyxhwc,hwc->nyxc", plain_windows(x, kernel, stride, pads, dilation), weights[0]) + bias
     np.testing.assert_allclose(ops.depthwise_conv2d(x, weights, bias, **settings), expected, rtol=1e-12, atol=1e-12)
@@ -255,7 +255,30 @@ def test_unknown_activation_is_an_input_error():
         ops.activate(np.ones((1, 1, 1, 1)), "tanh")
 
 
-def test_any_number_of_threads_gives_the_same_bytes(rng):
+def test_work_is_shared_out_whole():
+    """Each block goes to one caller, once, whatever the number of threads; little work stays with one."""
+    for count, workers in ((10, 3), (2, 5), (7, 7)):
+        seen: list[tuple[int, int]] = []
+        with blocks.threads(workers):
+            blocks.run_blocks(lambda first, last, seen=seen: seen.append((first, last)), count, blocks.WORTH)
+        assert [i for first, last in sorted(seen) for i in range(first, last)] == list(range(count))
+        assert len(seen) == min(workers, count)
+        with blocks.threads(workers):
+            blocks.run_blocks(lambda first, last, seen=seen: seen.append((first, last)), count, blocks.WORTH - 1)
+        assert seen[-1] == (0, count)
+
+
+def test_what_goes_wrong_in_a_thread_is_not_lost():
+    def work(first, last):
+        if first:
+            raise InputError("no")
+
+    with blocks.threads(2), pytest.raises(InputError, match="no"):
+        blocks.run_blocks(work, 2, blocks.WORTH)
+
+
+def test_any_number_of_threads_gives_the_same_bytes(rng, monkeypatch):
+    monkeypatch.setattr(blocks, "WORTH", 0)
     x = rng.normal(size=(5, 23, 21, 40)).astype(np.float32)
     arrays = {
         "expand": rng.normal(size=(72, 1, 1, 40)).astype(np.float32), "scale": np.ones(72, np.float32),
@@ -271,7 +294,7 @@ def test_any_number_of_threads_gives_the_same_bytes(rng):
 
     results = []
     for count in (1, 2, 3, 7):
-        with threads(count):
+        with blocks.threads(count):
             value, kept, found = ops.value_and_gradients(loss, arrays)
         results.append((value, *(array.tobytes() for array in (*kept, *found.values()))))
     assert len(set(results)) == 1
@@ -279,11 +302,11 @@ def test_any_number_of_threads_gives_the_same_bytes(rng):
 
 def test_products_in_blocks(rng):
     a, b = rng.normal(size=(1700, 33)), rng.normal(size=(1700, 9))
-    np.testing.assert_allclose(multiply_rows(a, b[:33]), a @ b[:33], rtol=1e-10, atol=1e-10)
-    dx, dw = multiply_back(a, b, a[:33, :9])
+    np.testing.assert_allclose(blocks.multiply_rows(a, b[:33]), a @ b[:33], rtol=1e-10, atol=1e-10)
+    dx, dw = blocks.multiply_back(a, b, a[:33, :9])
     np.testing.assert_allclose(dx, a @ a[:33, :9], rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(dw, a.T @ b, rtol=1e-10, atol=1e-10)
-    assert multiply_back(a, None, a[:33, :9])[1] is None and multiply_back(a, b, None)[0] is None
+    assert blocks.multiply_back(a, None, a[:33, :9])[1] is None and blocks.multiply_back(a, b, None)[0] is None
 
 
 def test_without_autograd_one_line_says_what_to_do():

@@ -22,7 +22,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,7 @@ class Fitted:
 
     Attributes:
         golden: TEST and GOLD, some cells of the first image.
+        known: of products that were learnt before, what the new network makes of them.
     """
 
     embedding: Embedding | Pairs
@@ -117,6 +118,7 @@ class Fitted:
     prototype: np.ndarray
     statistics: TaskStatistics | None
     ladder: np.ndarray | None
+    known: tuple[BankTask, ...] = ()
 
 
 def build(project: Project, progress: Progress | None = None) -> list[Built]:
@@ -149,7 +151,7 @@ def build(project: Project, progress: Progress | None = None) -> list[Built]:
     tell = progress or (lambda stage, done, total: None)
     chooser = Chooser(project, target, min(len(dataset.train_good) for dataset in datasets), tell)
     return [
-        _Build(project, dataset, target, _choose(chooser, project, dataset), tell).run(
+        Build(project, dataset, target, _choose(chooser, project, dataset), tell).run(
             project.out / dataset.name if several else project.out
         )
         for dataset in datasets
@@ -206,19 +208,42 @@ def _check_out(out: Path, data: Path) -> None:
         raise InputError(f"{out} has learnt since it was built (generation {generation}); remove it, or use another --out")
 
 
-class _Build:
-    """The state that the steps of one build share."""
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A product that a trained network learnt before.
+
+    Attributes:
+        images: how many it learnt. samples: (k, S, S, 3) uint8, good images of it to calibrate with and to set its threshold.
+        keys: (images,) uint64, of those that were learnt (``tinyvad.continual.learn.image_key``).
+    """
+
+    name: str
+    images: int
+    samples: np.ndarray
+    keys: np.ndarray
+
+
+class Build:
+    """The state that the steps of one build share.
+
+    Args:
+        known: products that the network has learnt already, by task number.
+        study: how a network learns the dataset's product; None: the recipe of its paper, with nothing remembered.
+    """
 
     def __init__(
-        self, project: Project, dataset: Dataset, target: Target | None, choice: Choice, tell: Progress
-    ) -> None:
+        self, project: Project, dataset: Dataset, target: Target | None, choice: Choice, tell: Progress,
+        known: Sequence[Known] = (), study: fitting_trained.Study | None = None,
+    ) -> None:  # fmt: skip
         self.project, self.dataset, self.target, self.choice, self.tell = project, dataset, target, choice, tell
+        self.known, self.study = list(known), study
         self.backbone = choice.backbone
         mean, std = choice.backbone.mean, choice.backbone.std
         self.preprocessing = Preprocessing(choice.size, choice.size, mean, std, bit_depth=project.bit_depth)
         self.skipped: list[tuple[Path, str]] = []
         self.keys: list[int] = []  # of the good images, so that none is learnt a second time
         self.training: fitting_trained.Training | None = None
+        self.samples: list[np.ndarray] = []  # of the dataset's product, for ``Known``
 
     def run(self, out: Path) -> Built:
         graph = self.backbone.graph_at(self.preprocessing.height)
@@ -263,14 +288,14 @@ class _Build:
         if self.target is not None:
             memory = expected_scorer_memory(self.tensors, self.project.grid)
             flash = needs(self.network, memory, self.schedule(memory), 0, self.target, self.project.frame).flash
-        return bank_limit(flash, self.target, self.project.bank_bytes, self.project.tasks)
+        return bank_limit(flash, self.target, self.project.bank_bytes, self.project.device_tasks)
 
     def slot_bytes(self) -> int:
         """Bytes that the bank may have as it learns: the user's bound, else what the planned products take at most.
 
         Never more than the target's flash leaves; a build for one product may use all of that.
         """
-        if self.project.tasks > 1 and self.project.bank_bytes is None:
+        if self.project.device_tasks > 1 and self.project.bank_bytes is None:
             return self.plan.bank_bytes
         return self.limit or fitting.DEFAULT_BANK_BYTES
 
@@ -285,6 +310,8 @@ class _Build:
             for done, (_, image) in enumerate(loaded, 1):
                 yield image
                 self.tell("calibrate", done, n)
+            for product in self.known:
+                yield from product.samples
 
         calibrated = quantize_on(graph, self.preprocessing, images())
         self.table = calibrated.table
@@ -297,11 +324,13 @@ class _Build:
         paths = self.dataset.train_good
         kept = set(np.linspace(0, len(paths) - 1, min(SAMPLE_IMAGES, len(paths))).round().astype(int).tolist())
         samples: list[np.ndarray] = []
+        sampled = set() if self.training is None else set(fitting_trained.samples_of(self.training).tolist())
         loaded = load_images(paths, self.preprocessing, on_error=self.project.on_error, skipped=self.skipped)
         seen = 0
         for batch in batches(loaded):
             images = np.stack([image for _, image in batch])
             samples.extend(image for i, image in enumerate(images) if seen + i in kept)
+            self.samples.extend(image for i, image in enumerate(images) if seen + i in sampled)
             self.keys.extend(image_key(image) for image in images)
             for name, store in stores.items():
                 store.append(self.taps(name, images))
@@ -322,8 +351,11 @@ class _Build:
 
     def train(self, graph: Graph, out: Path) -> fitting_trained.Training:
         """The method's own network, trained on the good images; one that was stopped goes on where it was."""
-        checkpoint = out.parent / f".{out.name}.training.npz"
-        return fitting_trained.train_on(graph, self.dataset.train_good, self.preprocessing, self.project, checkpoint, self.tell)
+        project, size = self.project, self.preprocessing.height
+        checkpoint = fitting_trained.checkpoint_name(out, project, self.backbone, size)
+        return fitting_trained.train_on(
+            graph, self.dataset.train_good, self.preprocessing, project, checkpoint, self.tell, self.study
+        )
 
     def fit(self, name: str, store: fitting.TapStore, samples: list[np.ndarray]) -> Fitted:
         """Embedding, scorer and threshold from one engine's features of the good images."""
@@ -343,11 +375,24 @@ class _Build:
         seen = fitting.image_scores(fit.scorer, store.embeddings(embedding))
         threshold = max(fitting.threshold_of(scores, self.project.quantile) for scores in (fit.held_out, seen))
         channels = embedding.taps[-1].channels
-        routed = (maps[-1] for maps in store.batches()) if embedding.native else store.embeddings(embedding)
-        total = sum(signatures(batch, channels).sum(0) for batch in routed)
+        total = sum(signatures(batch, channels).sum(0) for batch in _routed(embedding, store))
         golden = _golden(embedding, fit.scorer, [m[0] for m in next(store.batches(np.arange(1)))])
         return Fitted(embedding, fit.scorer, fit.held_out, golden, threshold, rule, store.count,
-                      prototype(np.asarray(total), store.count), fit.statistics, fit.ladder)  # fmt: skip
+                      prototype(np.asarray(total), store.count), fit.statistics, fit.ladder,
+                      tuple(self.known_task(name, product, embedding, fit.scorer) for product in self.known))  # fmt: skip
+
+    def known_task(self, name: str, product: Known, embedding: Embedding | Pairs, scorer: Scorer) -> BankTask:
+        """Threshold and prototype of a product that was learnt before, by the network as it is now."""
+        store = fitting.TapStore(self.tensors)
+        for batch in batches(product.samples):
+            store.append(self.taps(name, np.stack(batch)))
+        scores = fitting.image_scores(scorer, store.embeddings(embedding))
+        channels = embedding.taps[-1].channels
+        total = signatures(np.concatenate(list(_routed(embedding, store))), channels).sum(0)
+        return BankTask(
+            product.name, product.images, fitting.threshold_of(scores, self.project.quantile),
+            f"{self.project.quantile:g} quantile of {store.count} good images that were kept", prototype(total, store.count),
+        )  # fmt: skip
 
     def finish(self, folder: Path, files: dict[str, bytes], fitted: dict[str, Fitted]) -> dict[str, Any]:
         """Banks, budget, manifest, comparison of engines, evaluation and report into ``folder``; the report's content."""
@@ -361,8 +406,8 @@ class _Build:
         learning = workspace_bytes(read_bank(bank, BANKS["int8"]))
         schedule, budget = self.schedule(memory, learning), None
         if self.target is not None:
-            size = len(bank) if self.project.tasks == 1 else self.slot_bytes()
-            stored = bank_in_flash(size, self.project.tasks, self.target)
+            size = len(bank) if self.project.device_tasks == 1 else self.slot_bytes()
+            stored = bank_in_flash(size, self.project.device_tasks, self.target)
             all_needs = needs(self.network, memory, schedule, stored, self.target, self.project.frame, learning)
             budget = all_needs.on(self.target)
             budget.check("use a smaller --image-size, --grid or --bank-bytes, or a larger --target")
@@ -387,7 +432,7 @@ class _Build:
         frame = self.project.frame
         chip = None
         if self.target is not None:
-            slot = self.slot_bytes() if self.project.tasks > 1 else 0
+            slot = self.slot_bytes() if self.project.device_tasks > 1 else 0
             chip = chip_of(self.target, schedule.arena_bytes, budgets.frame_bytes(frame), slot, learning)
         camera = None
         if frame is not None:
@@ -405,7 +450,7 @@ class _Build:
 
     def state(self, folder: Path, name: str, fitted: Fitted) -> str | None:
         """Keep what more images of the same product need (see ``tinyvad.continual.learn``); the file's name."""
-        if self.project.tasks == 1:
+        if self.project.device_tasks == 1:
             return None
         arrays = {} if fitted.statistics is None else fitted.statistics.arrays()
         if fitted.statistics is not None and self.project.threshold != "f1":
@@ -429,7 +474,7 @@ class _Build:
             input_size=(self.preprocessing.height, self.preprocessing.width),
             grid_size=fitted.embedding.grid,
             taps=len(fitted.embedding.taps),
-            updatable=self.project.tasks > 1,
+            updatable=self.project.device_tasks > 1,
         )
         meta = {
             "method": self.plan.method,
@@ -442,11 +487,13 @@ class _Build:
             rising = np.maximum(np.maximum.accumulate(ladder[:, 1]), fitted.threshold)
             ladder = np.stack([ladder[:, 0], rising], 1)
         task = BankTask(self.dataset.name, fitted.images, fitted.threshold, fitted.rule, fitted.prototype, ladder, state)
-        return bank_of_tasks(header, shared, [fitted.scorer], [task], fitted.golden, meta, self.learning(fitted.scorer))
+        tasks = [*fitted.known, task]
+        scorers = [fitted.scorer] * len(tasks)
+        return bank_of_tasks(header, shared, scorers, tasks, fitted.golden, meta, self.learning(fitted.scorer))
 
     def learning(self, scorer: Scorer) -> Learning | None:
         """What a device must know to learn; None where the build is for one product."""
-        tasks = self.project.tasks
+        tasks = self.project.device_tasks
         if tasks == 1:
             return None
         rows = self.plan.rows
@@ -514,6 +561,14 @@ class _Build:
     def evaluate(self, model: Model) -> Evaluation:
         progress = lambda done, total: self.tell(f"test ({model.engine.name})", done, total)  # noqa: E731
         return evaluate(model, self.dataset, self.project.on_error, progress)
+
+
+def _routed(embedding: Embedding | Pairs, store: fitting.TapStore) -> Iterator[np.ndarray]:
+    """What images are routed by, in batches (n, H, W, channels): embeddings, or the last tap where there are none."""
+    if embedding.native:
+        yield from (maps[-1] for maps in store.batches())
+    else:
+        yield from store.embeddings(embedding)
 
 
 def _golden(embedding: Embedding | Pairs, scorer: Scorer, maps: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -221,7 +221,7 @@ class Chooser:
         except TinyvadError as error:
             return replace(found, why_not=str(error).split(": use ")[0])
         others = sum(item.nbytes for item in trial.needs.flash if item.owner != "bank.tvb")
-        return replace(found, flash_bytes=others + bank_in_flash(bank.bank_bytes, project.tasks, self.target))
+        return replace(found, flash_bytes=others + bank_in_flash(bank.bank_bytes, project.device_tasks, self.target))
 
     # --- sizes
 

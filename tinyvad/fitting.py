@@ -26,6 +26,7 @@ import numpy as np
 
 from tinyvad.detectors import METHODS, Scorer, task_memory
 from tinyvad.detectors.padim import Padim, PadimCompact, compact_bytes
+from tinyvad.detectors.student_teacher import Pairs
 from tinyvad.detectors.task_gaussians import Space, TaskStatistics, collect_task, scorer_of
 from tinyvad.embedding import POOL, Embedding, make_taps
 from tinyvad.errors import CheckFailed, InputError
@@ -83,7 +84,7 @@ class TapStore:
             parts = np.split(block, np.cumsum(self._sizes)[:-1], axis=1)
             yield [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
-    def embeddings(self, embedding: Embedding, indices: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    def embeddings(self, embedding: Embedding | Pairs, indices: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """(n, H, W, D) int8 embeddings of the chosen images, a batch at a time."""
         for maps in self.batches(indices):
             yield embedding.integer(maps)

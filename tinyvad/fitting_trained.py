@@ -9,11 +9,13 @@ all trained on, and the threshold comes from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,15 +24,23 @@ from tinyvad.detectors import Scorer
 from tinyvad.detectors.centres import CentresScorer
 from tinyvad.detectors.linear import LinearScorer
 from tinyvad.detectors.student_teacher import Pairs, StudentTeacherScorer, choose_shift, pairs_of
-from tinyvad.detectors.trained import TrainedDetector
 from tinyvad.embedding import Embedding
 from tinyvad.errors import InputError
 from tinyvad.fitting import Fit, MethodPlan, TapStore, image_scores, make_embedding
 from tinyvad.graph.ir import Graph, Tensor
-from tinyvad.images import Preprocessing
+from tinyvad.images import Preprocessing, load_images
 from tinyvad.project import TRAINED, Project
+from tinyvad.training.student import student_layers
+from tinyvad.training.recipe import Recipe
+from tinyvad.training.trainable import Items, TrainedDetector
+
+if TYPE_CHECKING:
+    from tinyvad.training.loop import Trained
 
 FEWEST_TO_HOLD_OUT = 5
+MOST_EPOCHS, FEWEST_EPOCHS = 100, 10  # of a student: STFPM's paper, and the thesis on PaSTe
+ENOUGH_STEPS = 4000
+SAMPLES = 16  # images of a product that are kept where others will be learnt
 PAIRED = ("stfpm", "paste")  # a student and a teacher, compared tap by tap
 Tell = Callable[[str, int, int], None]
 
@@ -46,8 +56,6 @@ def check_settings(project: Project) -> None:
         raise InputError(f"--dimensions belongs to padim-compact, not to {method}")
     if method in PAIRED and project.grid is not None:
         raise InputError(f"--grid does not go with {method}: its map has the cells of the student's finest layer (--layers)")
-    if method in TRAINED and project.threshold == "f1":
-        return
 
 
 def open_detector(method: str, graph: Graph, project: Project) -> TrainedDetector:
@@ -56,7 +64,10 @@ def open_detector(method: str, graph: Graph, project: Project) -> TrainedDetecto
 
     detector: TrainedDetector
     if method == "paste":
-        detector = student.Paste(graph, shared=project.shared, seed=project.seed)
+        shared, layers = project.shared, project.layers
+        if layers is None and shared is None:
+            shared, layers = student_layers(graph)
+        detector = student.Paste(graph, layers, shared, project.seed)
     elif method == "stfpm":
         detector = student.Stfpm(graph, seed=project.seed)
     elif method == "cfa":
@@ -88,12 +99,28 @@ class Training:
     Attributes:
         detector: its network is the best of the epochs.
         held_out: (m,) int64, which of the good images, in their order, were not trained on; empty if all were.
+        count: of the good images.
         facts: plain values for the manifest.
     """
 
     detector: TrainedDetector
     held_out: np.ndarray
+    count: int
     facts: dict[str, Any]
+
+
+class Study(Protocol):
+    """How a detector learns a product's items; ``tinyvad.training.loop.train`` is one."""
+
+    def __call__(
+        self, detector: TrainedDetector, items: Items, held_out: Items | None, recipe: Recipe, *, checkpoint: Path, tell: Tell
+    ) -> Trained: ...
+
+
+def samples_of(training: Training) -> np.ndarray:
+    """(k,) which good images are kept to calibrate with and to set the threshold when other products are learnt later."""
+    of = training.held_out if len(training.held_out) else np.arange(training.count)
+    return of[np.unique(np.linspace(0, len(of) - 1, min(SAMPLES, len(of))).round().astype(int))]
 
 
 def held_out(count: int, share: float, seed: int) -> np.ndarray:
@@ -101,6 +128,70 @@ def held_out(count: int, share: float, seed: int) -> np.ndarray:
     if count < FEWEST_TO_HOLD_OUT:
         return np.zeros(0, np.int64)
     return np.sort(np.random.default_rng(seed).permutation(count)[: max(round(share * count), 1)])
+
+
+def epochs_for(count: int, batch: int) -> int:
+    """Epochs of a student when nobody says: ``MOST_EPOCHS``, or fewer with which it still takes ``ENOUGH_STEPS``."""
+    return min(max(-(-ENOUGH_STEPS * batch // count), FEWEST_EPOCHS), MOST_EPOCHS)
+
+
+def train_on(
+    graph: Graph, paths: Sequence[Path], preprocessing: Preprocessing, project: Project, checkpoint: Path, tell: Tell,
+    study: Study | None = None,
+) -> Training:  # fmt: skip
+    """Train the project's method on good images; a training that was stopped goes on from its ``checkpoint``.
+
+    Args:
+        graph: float network, cut after its taps. checkpoint: removed at the end.
+        study: trains the detector, in a stream of products; None: ``tinyvad.training.loop.train``.
+
+    Raises:
+        InputError: unreadable images, autograd is not installed. CheckFailed: the training diverged.
+    """
+    from tinyvad.training.items import ChosenItems, FrozenItems
+    from tinyvad.training.loop import train
+
+    detector = open_detector(str(project.method), graph, project)
+
+    def images() -> Iterator[np.ndarray]:
+        loaded = load_images(paths, preprocessing, on_error=project.on_error, skipped=[])
+        for done, (_, image) in enumerate(loaded, 1):
+            yield preprocessing.float_input(image)
+            tell("frozen layers", done, len(paths))
+
+    items = FrozenItems(detector.trunk, detector.targets, images())
+    if project.epochs is None and project.method in PAIRED:
+        detector.recipe = replace(detector.recipe, epochs=epochs_for(len(items), detector.recipe.batch))
+    held = held_out(len(items), detector.recipe.held_out, project.seed)
+    kept = np.setdiff1d(np.arange(len(items)), held)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    trained = (study or train)(
+        detector, ChosenItems(items, kept), ChosenItems(items, held), detector.recipe, checkpoint=checkpoint, tell=tell
+    )
+    checkpoint.unlink(missing_ok=True)
+    facts = {
+        "recipe": asdict(detector.recipe),
+        "epochs": [asdict(epoch) for epoch in trained.history],
+        "best_epoch": trained.best,
+        "steps": trained.steps,
+        "peak_bytes": trained.peak_bytes,
+        "held_out": len(held),
+        "parameters": sum(array.size for array in detector.network.parameters.values()),
+    }
+    return Training(detector, held, len(items), facts)
+
+
+def rule_of(training: Training, quantile: float) -> str:
+    """How the threshold was found, for reports."""
+    what = "held-out good images" if len(training.held_out) else "the good images that it was trained on"
+    return f"{quantile:g} quantile of {what}"
+
+
+def checkpoint_name(out: Path, project: Project, backbone: Backbone, size: int) -> Path:
+    """Where the training of a build keeps its place: beside the build, another name for every choice of settings."""
+    facts = [str(project.data), project.method, project.shared, project.epochs, project.grid, project.seed, project.layers]
+    key = hashlib.sha256(json.dumps([*map(str, facts), backbone.source, size]).encode()).hexdigest()[:12]
+    return out.parent / f".{out.name}.training-{key}.npz"
 
 
 def fit_scorer(

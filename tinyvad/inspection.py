@@ -78,7 +78,8 @@ def _tasks(bank: Bank) -> list[dict[str, Any]]:
     equal = sum(bank.sections[tag].nbytes // count for tag in own if tag in EQUAL)
     tasks = []
     for i, (entry, threshold) in enumerate(zip(entries, thresholds, strict=False)):
-        first, held, images = (0, len(bank.sections[own[0]]) if own else 1, None) if table is None else table[i, :3].tolist()
+        all_rows = len(bank.sections[own[0]]) if own else 1
+        first, held, images = (0, all_rows, None) if table is None else table[i, :3].tolist()
         tasks.append({
             "name": entry["name"], "images": images, "threshold_raw": int(threshold),
             "threshold_rule": entry.get("threshold_rule"), "first_row": first, "rows": held,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyvad.bank import Bank
-from tinyvad.detectors import Scorer, check_bank, open_embedding, real_scores, real_scores
+from tinyvad.detectors import Scorer, check_bank, open_embedding, real_scores
 from tinyvad.detectors.bank_tasks import task_entries
 from tinyvad.detectors.tasks import TaskScorers
 from tinyvad.embedding import Embedding, align_matrix
@@ -30,8 +30,8 @@ from tinyvad.images import Preprocessing, apply_table, input_table, load_images
 from tinyvad.slots import SLOTS, current
 
 if TYPE_CHECKING:
-    from tinyvad.detectors.student_teacher import Pairs
     from tinyvad.continual.learn import Learner, Learnt
+    from tinyvad.detectors.student_teacher import Pairs
 
 MANIFEST = "manifest.json"
 FORMAT = "tinyvad-build/1"

@@ -91,6 +91,11 @@ class Project:
     seed: int = 0
     on_error: str = "stop"
 
+    @property
+    def device_tasks(self) -> int:
+        """Products that a bank which learns on the device must have room for; a network is trained on a PC and flashed whole."""
+        return 1 if self.method in TRAINED else self.tasks
+
     def __post_init__(self) -> None:
         if self.image_size is not None and not 32 <= self.image_size <= 1024:
             raise InputError(f"image size {self.image_size}: choose 32 to 1024 pixels")

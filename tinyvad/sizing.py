@@ -266,7 +266,7 @@ class Trial:
     def bank_limit(self) -> int | None:
         """Bytes that the bank may take. Raises CheckFailed if the flash does not hold the network."""
         flash = self.needs.flash if self.target is not None else []
-        return bank_limit(flash, self.target, self.project.bank_bytes, self.project.tasks)
+        return bank_limit(flash, self.target, self.project.bank_bytes, self.project.device_tasks)
 
     def too_slow(self, limit: float) -> str:
         """One line if the network takes more than ``limit`` milliseconds, '' if not."""

@@ -71,13 +71,13 @@ typedef struct {
     uint16_t input_h, input_w;  /* pixels */
     uint16_t grid_h, grid_w;    /* cells of the score map */
     uint16_t depth;             /* D: int8 values of one cell's vector */
-    uint16_t values;            /* d (PADM, PADF, PADC), D (CORE, PQPC) or pairs (STFP) */
-    uint32_t rows;              /* K of all tasks (CORE, PQPC), else 0 */
+    uint16_t values;            /* d (PADM, PADF, PADC), pairs (STFP), else D */
+    uint32_t rows;              /* K: of all tasks (CORE, PQPC), of all centres (CFAS), else 0 */
     uint16_t subspaces;         /* M (PQPC), else 0 */
-    uint8_t bits;               /* of a factor entry or a code; STFP: of a distance, behind the point */
+    uint8_t bits;               /* of a factor entry or a code; of a distance behind the point (STFP), of a table's step (CFAS) */
     uint8_t mode;               /* 0 identity, 1 chosen channels, 2 projection */
     uint8_t taps;
-    uint8_t shift;              /* STFP: bits that the product of all pairs loses, else 0 */
+    uint8_t shift;              /* bits that the product of all pairs (STFP) or a vector (CFAS) loses, else 0 */
     uint8_t tasks;              /* T, products that the bank knows; at least 1 */
     const int32_t *tap_rows;    /* TAPS, (taps, 8) */
     const int8_t *input_table;  /* LUT, (3, 256) */

@@ -259,8 +259,7 @@ static tvad_status check_padim(tvad_bank *bank, const int32_t *config)
     return check_projection(bank);
 }
 
-/* SCAL of a memory bank, a float64 for people: positive and finite, told from its bits. */
-static int is_positive(const tvad_section *section)
+int tvad_is_positive(const tvad_section *section)
 {
     const uint32_t *words = section->data;
 
@@ -327,7 +326,7 @@ static tvad_status check_memory_bank(tvad_bank *bank, const int32_t *config)
     bank->rows = rows;
     bank->values = bank->depth;
     bank->bits = (uint8_t)bits;
-    if (!is_positive(&unit)) {
+    if (!tvad_is_positive(&unit)) {
         return TVAD_ERROR_FIELD;
     }
     if (bank->kind == TVAD_KIND_CORE) {

@@ -52,6 +52,9 @@ tvad_status tvad_check_kind(tvad_bank *bank);
 int tvad_take(const tvad_bank *bank, uint32_t tag, uint32_t dtype, uint32_t dim0, uint32_t dim1, uint32_t dim2,
               tvad_section *section);
 
+/* Is its float64, SCAL's unit for people, a positive and finite number? Told from its bits. */
+int tvad_is_positive(const tvad_section *section);
+
 /* tvad_score_*.c. The part of tvad_check_kind that is a scorer's own; config: CFG. */
 tvad_status tvad_check_pairs(tvad_bank *bank, const int32_t *config);
 tvad_status tvad_check_linear(tvad_bank *bank, const int32_t *config);
@@ -137,6 +140,9 @@ uint32_t tvad_score_centres_scratch(const tvad_bank *bank);
 
 /* tvad_score_core.c. A cell's vector, (depth) int16 in the order of tvad_slot. */
 void tvad_make_query(const tvad_bank *bank, const int8_t *const parts[], uint32_t cell, int16_t *query);
+
+/* What `count` further values add to `sum`, or any number from `limit` on if it is not below it. */
+int32_t tvad_add_below(const int16_t *query, const int8_t *row, uint32_t count, int32_t sum, int32_t limit);
 
 /* Look at `rows` int8 rows from `row` on; returns the smallest squared distance below `best`, else `best`, and where it was. */
 int32_t tvad_scan_rows(const int16_t *query, const int8_t *row, uint32_t rows, uint32_t depth, int32_t best,

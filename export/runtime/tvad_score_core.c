@@ -14,8 +14,7 @@ uint32_t tvad_score_core_scratch(const tvad_bank *bank)
     return TVAD_ALIGN16(2u * bank->depth);
 }
 
-/* What `count` further values add to `sum`, or any number from `limit` on if it is not below it. */
-static TVAD_NOINLINE int32_t add_below(const int16_t *query, const int8_t *row, uint32_t count, int32_t sum, int32_t limit)
+TVAD_NOINLINE int32_t tvad_add_below(const int16_t *query, const int8_t *row, uint32_t count, int32_t sum, int32_t limit)
 {
     for (; count >= STAGE && sum < limit; count -= STAGE) {
         sum = tvad_distance8(query, row, sum);
@@ -36,7 +35,7 @@ TVAD_NOINLINE int32_t tvad_scan_rows(const int16_t *query, const int8_t *row, ui
         int32_t sum = lead != 0 ? tvad_distance8(query, row, 0) : 0;
 
         if (sum < best) {
-            sum = add_below(query + lead, row + lead, depth - lead, sum, best);
+            sum = tvad_add_below(query + lead, row + lead, depth - lead, sum, best);
             if (sum < best) {
                 best = sum;
                 *nearest = k;

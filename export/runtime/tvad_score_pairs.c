@@ -49,17 +49,15 @@ tvad_status tvad_check_pairs(tvad_bank *bank, const int32_t *config)
     return TVAD_OK;
 }
 
-/* Rows of the axes' matrices, int32: of the map's height, then of its width. */
-static uint32_t row_values(const tvad_bank *bank, uint32_t axis, uint32_t grid)
+/* A pair's rows of both axes' matrices, int32: the one of a grid row, then those of all columns. */
+static uint32_t down_values(const tvad_bank *bank, uint32_t pair)
 {
-    uint32_t l, most = 0;
+    return 2u + tvad_axis_support(field(bank, pair, TVAD_TAP_H), bank->grid_h, 1);
+}
 
-    for (l = 0; l < bank->taps / 2u; l++) {
-        const uint32_t reached = tvad_axis_support(field(bank, l, axis), grid, 1);
-
-        most = reached > most ? reached : most;
-    }
-    return 2u + most;
+static uint32_t across_values(const tvad_bank *bank, uint32_t pair)
+{
+    return 2u + tvad_axis_support(field(bank, pair, TVAD_TAP_W), bank->grid_w, 1);
 }
 
 static uint32_t distance_bytes(const tvad_bank *bank)
@@ -72,10 +70,15 @@ static uint32_t distance_bytes(const tvad_bank *bank)
     return TVAD_ALIGN16(4u * positions);
 }
 
+/* At most 8 * 4 * 2^24 bytes of distances, and 8 * 2.5 MiB of weights. */
 uint32_t tvad_score_pairs_scratch(const tvad_bank *bank)
 {
-    return distance_bytes(bank) +
-           TVAD_ALIGN16(4u * (row_values(bank, TVAD_TAP_H, bank->grid_h) + row_values(bank, TVAD_TAP_W, bank->grid_w)));
+    uint32_t l, values = 0;
+
+    for (l = 0; l < bank->taps / 2u; l++) {
+        values += down_values(bank, l) + bank->grid_w * across_values(bank, l);
+    }
+    return distance_bytes(bank) + TVAD_ALIGN16(4u * values);
 }
 
 /* The largest number whose square is at most x, x < 2^62. */
@@ -174,37 +177,63 @@ static uint32_t shortened(const tvad_bank *bank, uint64_t product)
     return product > UINT32_MAX ? UINT32_MAX : (uint32_t)product;
 }
 
+/* A pair on its way to the grid. */
+typedef struct {
+    const uint32_t *distances;      /* (h, w) */
+    uint32_t height, width;
+    int32_t *down, *across;         /* the grid row's row of A_h; the rows of A_w of all columns */
+    uint32_t stride;                /* of across, values; 0: the map has the grid's size */
+} aligned;
+
+static void score_row(const tvad_bank *bank, const aligned *pairs, uint32_t row, uint32_t *map)
+{
+    uint32_t j, l;
+
+    for (l = 0; l < bank->values; l++) {
+        tvad_axis_row(pairs[l].height, bank->grid_h, 1, row, pairs[l].down);
+    }
+    for (j = 0; j < bank->grid_w; j++) {
+        uint64_t product = 1;
+
+        for (l = 0; l < bank->values; l++) {
+            const aligned *pair = &pairs[l];
+
+            product *= pair->stride == 0 ? pair->distances[row * pair->width + j]
+                                         : resized(pair->distances, pair->width, pair->down, pair->across + j * pair->stride);
+        }
+        map[j] = shortened(bank, product);
+    }
+}
+
 void tvad_score_pairs(const tvad_bank *bank, const int8_t *const parts[], uint32_t *map, void *scratch)
 {
-    const uint32_t pairs = bank->values;
     uint32_t *distances = scratch;
-    int32_t *down = (int32_t *)(void *)((uint8_t *)scratch + distance_bytes(bank));
-    int32_t *across = down + row_values(bank, TVAD_TAP_H, bank->grid_h);
+    int32_t *weights = (int32_t *)(void *)((uint8_t *)scratch + distance_bytes(bank));
+    aligned pairs[TVAD_MAX_TAPS / 2u];
     uint32_t i, j, l;
 
-    for (l = 0; l < pairs; l++) {
+    for (l = 0; l < bank->values; l++) {
+        aligned *pair = &pairs[l];
+
         compare_maps(bank, l, parts, distances);
-        distances += tvad_part_cells(bank, l);
+        pair->distances = distances;
+        pair->height = field(bank, l, TVAD_TAP_H);
+        pair->width = field(bank, l, TVAD_TAP_W);
+        pair->stride = across_values(bank, l);
+        pair->down = weights;
+        pair->across = weights + down_values(bank, l);
+        for (j = 0; j < bank->grid_w; j++) {
+            tvad_axis_row(pair->width, bank->grid_w, 1, j, pair->across + j * pair->stride);
+        }
+        weights = pair->across + bank->grid_w * pair->stride;
+        if (pair->height == bank->grid_h && pair->width == bank->grid_w) {
+            pair->stride = 0;
+        }
+        distances += pair->height * pair->width;
     }
     for (i = 0; i < bank->grid_h; i++) {
-        for (j = 0; j < bank->grid_w; j++) {
-            const uint32_t *own = scratch;
-            uint64_t product = 1;
-
-            for (l = 0; l < pairs; l++) {
-                const uint32_t h = field(bank, l, TVAD_TAP_H), w = field(bank, l, TVAD_TAP_W);
-
-                if (h == bank->grid_h && w == bank->grid_w) {
-                    product *= own[i * w + j];
-                } else {
-                    tvad_axis_row(h, bank->grid_h, 1, i, down);
-                    tvad_axis_row(w, bank->grid_w, 1, j, across);
-                    product *= resized(own, w, down, across);
-                }
-                own += h * w;
-            }
-            *map++ = shortened(bank, product);
-        }
+        score_row(bank, pairs, i, map);
+        map += bank->grid_w;
     }
 }
 

@@ -14,13 +14,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from tinyvad.detectors.feature_importance import Importance, Moments, importance
+from tinyvad.detectors.student_teacher import Pairs
 from tinyvad.errors import InputError
 from tinyvad.fitting import TapStore
 from tinyvad.graph.ir import Tensor
 from tinyvad.images import Dataset, load_images
 from tinyvad.model import Model, batches
 
-STUDENT = "student/"  # prefix of the student's half of a student-teacher build's layers
 Tell = Callable[[str, int, int], None]
 
 
@@ -60,8 +60,9 @@ def chosen_layers(model: Model, wanted: Sequence[str] | None) -> dict[str, int]:
     Raises:
         InputError: the build taps no layer of a wanted name.
     """
-    tapped = [str(name) for name in model.manifest["backbone"]["layers"]]
-    places = {name: i for i, name in enumerate(tapped) if not name.startswith(STUDENT)}
+    taps = model.embedding.taps
+    first = len(taps) // 2 if isinstance(model.embedding, Pairs) else 0  # the student's come first
+    places = {taps[i].name: i for i in range(first, len(taps))}
     for name in wanted or ():
         if name not in places:
             raise InputError(f"{model.folder} taps no layer {name!r}; choose with --layers among {', '.join(places)}")

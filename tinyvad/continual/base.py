@@ -13,6 +13,25 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from tinyvad.graph.ir import Graph
+from tinyvad.images import Preprocessing
+from tinyvad.training.items import Engine
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """The network that the trained detectors learn from.
+
+    Attributes:
+        graph: float Graph, normalised, cut after its taps. preprocessing: of its images.
+        engine: what runs its parts. grid: cells a side of the map, None: the method's own.
+    """
+
+    graph: Graph
+    preprocessing: Preprocessing
+    engine: Engine
+    grid: int | None = None
+
 
 @dataclass(frozen=True, eq=False)
 class Context:
@@ -23,12 +42,15 @@ class Context:
         last_channels: C, channels of the last tapped tensor (the tail of the embedding), for prototype routing.
         tasks: how many tasks the stream will have, for methods that divide a budget.
         seed: of every random choice.
+        frozen: what trained detectors stand on, which need nothing of ``steps`` and ``last_channels``; None: they only check
+            their settings.
     """
 
     steps: np.ndarray
     last_channels: int
     tasks: int = 1
     seed: int = 0
+    frozen: Frozen | None = None
 
 
 class Scored(NamedTuple):

@@ -1,15 +1,14 @@
 """Replay memories: a few good items of every task, kept to be trained on again while later tasks are learnt.
 
-Flows in: a task's clean items after it was trained, and with each step of a later task the numbers of its batch. Flows out:
-the kept items, and the batches in which old and new items are mixed. An item is an image (uint8) or the list of maps that the
-frozen trunk makes of it; ``replay_forms`` says how it is stored.
+Flows in: a task's clean items after it was trained, and with each step of a later task the numbers of its batch. Flows
+out: the kept items, and the batches in which old and new items are mixed. An item is an image (uint8) or the list of maps
+that the frozen trunk makes of it; ``replay_forms`` says how it is stored.
 
-Rules. Of R items and T tasks each task holds floor(R / T), or all that it has; with R < T the newest task and R - 1 random old
-ones hold one each. A new task fills its share by reservoir sampling, the old ones shrink by random removal. Items are stored
-from the task's own clean data, never from a batch, which already holds old tasks' items.
+Rules. Of R items and T tasks each task holds floor(R / T), or all that it has; with R < T the newest task and R - 1 random
+old ones hold one each. A new task fills its share by reservoir sampling, the old ones shrink by random removal. Items are
+stored from the task's own clean data, never from a batch, which may hold old tasks' items.
 
-Source: Barusco et al., PaSTe with replay and compressed replay (methods ``concat`` and ``replace`` of batches); the reservoir is
-algorithm R, Vitter 1985.
+Source: replay and compressed replay of PaSTe, with its two ways to mix a batch; the reservoir is algorithm R, Vitter 1985.
 """
 
 from __future__ import annotations
@@ -26,23 +25,6 @@ from tinyvad.training.network import Arrays
 
 COMPOSITIONS = ("concat", "replace")
 RATIO = 0.5  # of a batch that ``replace`` takes for old items
-
-
-class ArrayItems:
-    """Items in memory.
-
-    Args:
-        arrays: [(n, ...)] one row an item each; kept, not copied.
-    """
-
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        self.arrays = list(arrays)
-
-    def __len__(self) -> int:
-        return len(self.arrays[0])
-
-    def take(self, indices: np.ndarray) -> list[np.ndarray]:
-        return [array[indices] for array in self.arrays]
 
 
 class ReplayBuffer:
@@ -137,7 +119,7 @@ class ReplayBuffer:
         """Items that each of so many tasks may hold."""
         if tasks <= self.max_size:
             return [self.max_size // tasks] * tasks
-        holders = [number for number, size in enumerate([*self.sizes, 1][: tasks - 1]) if size]
+        holders = [number for number, size in enumerate(self.sizes[: tasks - 1]) if size]
         stay = rng.permutation(holders)[: self.max_size - 1]
         return [int(number in stay) for number in range(tasks - 1)] + [1]
 
@@ -153,7 +135,7 @@ class Replay:
     """Mixes old items into the batches of a new task.
 
     Args:
-        current: the new task's items. old: those of each old task, as the loss wants them; tasks without items are left out.
+        current: the new task's items. old: each old task's, as the loss wants them; tasks without items are left out.
         composition: 'concat' (thesis): as many old items beside the batch, the task of each drawn first, then its item.
             'replace' (benchmark): old items in place of a random part ``ratio`` of the batch, the same number of each task,
             the remainder from random ones.
@@ -189,14 +171,10 @@ class Replay:
             indices = np.sort(rng.permutation(indices)[: len(indices) - number])
             counts = np.full(len(self.old), number // len(self.old))
             counts[rng.permutation(len(self.old))[: number % len(self.old)]] += 1
-            drawn = [_draw(len(items), count, rng) for items, count in zip(self.old, counts, strict=True)]
+            pairs = [(len(items), int(count)) for items, count in zip(self.old, counts, strict=True)]
+            drawn = [rng.choice(size, count, replace=count > size) for size, count in pairs]  # repeats where it must
         parts: list[tuple[Items, np.ndarray]] = [(self.current, indices), *zip(self.old, drawn, strict=True)]
         return [(items, chosen) for items, chosen in parts if len(chosen)]
-
-
-def _draw(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """``count`` of 0..size-1, each once as long as there are enough."""
-    return rng.choice(size, count, replace=count > size)
 
 
 def _checked(max_size: int) -> int:

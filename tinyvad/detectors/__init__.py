@@ -45,7 +45,8 @@ class Scorer(Protocol):
         sigma: of the Gaussian that smooths a map for people, pixels of the network's input.
     """
 
-    unit: float
+    @property
+    def unit(self) -> float: ...
 
     @property
     def root(self) -> bool: ...
@@ -75,12 +76,6 @@ class Scorer(Protocol):
 
 
 def real_scores(scorer: Scorer, raw: np.ndarray | int) -> np.ndarray:
-    """Integer scores -> the detector's real units, float64."""
-    values = np.asarray(raw, np.float64)
-    return (np.sqrt(values) if scorer.root else values) * scorer.unit
-
-
-def real_scores(scorer: Scorer, raw: np.ndarray) -> np.ndarray:
     """Integer scores in the detector's real units, float64."""
     values = np.asarray(raw, np.float64)
     return (np.sqrt(values) if scorer.root else values) * scorer.unit
@@ -101,8 +96,8 @@ def score_bytes(rows: np.ndarray, grid: tuple[int, int], scorer: Scorer) -> int:
     """What the runtime's ``tvad_score`` needs, exactly, for any number of tasks.
 
     To score: the map, one grid row of every tap's vectors, scratch of the embedding or the scorer. To find the task before
-    that, in the same place: the signature, one grid row of the last tap's vectors, scratch of its embedding. Kinds that score
-    the tapped maps themselves need neither vectors nor an embedding.
+    that, in the same place: the signature, one grid row of the last tap's vectors, scratch of its embedding. Kinds that
+    score the tapped maps themselves need neither vectors nor an embedding.
 
     Args:
         rows: (n, 8) int32, section TAPS.

@@ -1,15 +1,15 @@
 """The integer scorer of CFA: how far a described patch is from its nearest centre, if no other is as near (bank kind CFAS).
 
 Flows in: int8 embeddings (n, H, W, D) of the network's only tap, the descriptor without its coordinate part. Flows out:
-(n, H, W) uint32 scores in steps of ``unit``, softmin(delta)_1 * delta_1 of the three smallest distances delta, all in integers:
+(n, H, W) uint32 scores in steps of ``unit``, softmin(delta)_1 * delta_1 of the three smallest distances delta, in integers:
 
     v      = (e + offsets[i] + offsets[H + j] + half) >> shift         grid row i, column j; half = 2^shift / 2
     delta  = floor(sqrt(2^16 * |v - centre|^2)), the three smallest, ascending; 8 bits behind the point
     E_k    = exp table at delta_k - delta_1, 16 bits behind the point, interpolated, for k = 2, 3
     score  = (delta_1 * ((2^32 - 1) // (2^16 + E_2 + E_3))) >> 16
 
-``offsets`` hold the descriptor's coordinate part less the middle of the centres, so that the centres fill int8. ``shift`` is 0
-but for centres that reach beyond int8 in units of the embedding.
+``offsets`` hold the descriptor's coordinate part less the middle of the centres, so that the centres fill int8. ``shift`` is
+0 but for centres that reach beyond int8 in units of the embedding.
 
 Of the same three distances in floating point the score is off by at most 0.05 % and two steps, where 256 steps are at most
 ``FINE`` (a unit of the embedding is small against 1, over which exp falls by e). C: export/runtime/tvad_score_centres.c.
@@ -76,7 +76,7 @@ class CentresScorer:
             step: real value of one unit of the embedding.
 
         Raises:
-            InputError: fewer than three centres, numbers that are not finite, or centres far outside what the embedding holds.
+            InputError: fewer than three centres, numbers that are not finite, or centres far beyond what the embedding holds.
         """
         floats = [np.asarray(a, np.float64) for a in (centres, rows, columns)]
         if len(floats[0]) < NEAREST:
@@ -90,7 +90,9 @@ class CentresScorer:
         offsets = round_half_away(np.concatenate([down - middle, across]))
         if shift is None or np.abs(offsets).max() > LARGEST_VALUE:
             furthest = max(reach, float(np.abs(offsets).max()))
-            raise InputError(f"cfa: centres lie {furthest:.0f} units apart from the features, 127 wide; train on more images")
+            raise InputError(
+                f"cfa: centres and coordinates reach {furthest:.0f} units of the features, int8; train on more images"
+            )
         unit = step * 2.0 ** (shift - FRACTION)
         step_bits = next((b for b in range(MAX_STEP) if (TABLE - 1) * unit * (1 << b) >= FAR), MAX_STEP)
         table = round_half_away(ONE * np.exp(-unit * (1 << step_bits) * np.arange(TABLE))).astype(np.uint32)
@@ -177,8 +179,8 @@ class CentresScorer:
         count, values, shift, step_bits = take_section(sections, "CFG ", (4,), "int32").tolist()
         if count < NEAREST or values != depth or not (0 <= shift <= MAX_SHIFT and 0 <= step_bits <= MAX_STEP):
             raise InputError(
-                f"bank section CFG : {count} centres of {values} values, shifts {shift} and {step_bits}; needed are {NEAREST} "
-                f"of {depth}, shifts up to {MAX_SHIFT} and {MAX_STEP}; {_REMEDY}"
+                f"bank section CFG : {count} centres of {values} values, shifts {shift} and {step_bits}; "
+                f"expected {NEAREST} or more of {depth}, shifts up to {MAX_SHIFT} and {MAX_STEP}; {_REMEDY}"
             )
         table = take_section(sections, "TABL", (TABLE,), "uint32")
         if table.max() > ONE:

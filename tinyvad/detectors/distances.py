@@ -1,9 +1,9 @@
 """Exhaustive nearest neighbours: queries and a memory bank in, squared distances out, as matrix products.
 
-||x - m||**2 = ||x||**2 + ||m||**2 - 2 x.m turns the search into one matrix product a block. On int8 vectors (of queries, int16
-too) it is exact: float32 holds every integer below 2**24 and float64 every one below 2**53, so the smaller type that is sure to hold them
-is used, and neither the order of additions nor the number of threads can matter. On float32 vectors the sums are made in
-float64, so that what cancels leaves enough digits.
+||x - m||**2 = ||x||**2 + ||m||**2 - 2 x.m turns the search into one matrix product a block. On int8 vectors (queries may be
+int16) it is exact: float32 holds every integer below 2**24 and float64 every one below 2**53, so the smaller type that is
+sure to hold them is used, and neither the order of additions nor the number of threads can matter. On float32 vectors the
+sums are made in float64, so that what cancels leaves enough digits.
 """
 
 from __future__ import annotations

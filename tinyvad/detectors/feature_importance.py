@@ -16,10 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyvad.errors import InputError
+
+if TYPE_CHECKING:
+    from tinyvad.training.trainable import Items
 
 VARIANCE = 0.8  # share of a cell's variance that the components must explain
 SAMPLED = 0.1  # share of the cells that the number of components is chosen on, and
@@ -28,6 +32,7 @@ KEEP = 10.0  # percent of a cell's channels that a mask keeps
 OVERLAP = 0.3  # of two products' ranges of values: what the second rule draws its line at
 CELLS_AT_ONCE = 1 << 23  # float64 values of covariances that are decomposed together
 MOST_BYTES = 4 << 30  # of sums
+BATCH = 16  # items read together
 
 
 class Moments:
@@ -171,6 +176,25 @@ def top_mask(values: np.ndarray, keep: float = KEEP) -> np.ndarray:
     return (values >= limits) & (values > 0)
 
 
+def masks_of_items(items: Items, first: int, keep: float, rng: np.random.Generator) -> list[np.ndarray]:
+    """Masks (H, W, C) bool of the maps that a task's items hold.
+
+    Args:
+        first: the first of an item's arrays that is a teacher's map; the ones before it are what the student reads.
+        keep: percent of a cell's channels. rng: see ``importance``.
+
+    Raises:
+        InputError: fewer than two items, or ``keep`` out of range.
+    """
+    moments: list[Moments] = []
+    for start in range(0, len(items), BATCH):
+        maps = items.take(np.arange(start, min(start + BATCH, len(items))))[first:]
+        moments = moments or [Moments() for _ in maps]
+        for sums, layer in zip(moments, maps, strict=True):
+            sums.update(layer)
+    return [top_mask(importance(sums, rng).values, keep) for sums in moments]
+
+
 def chosen_by(masks: Sequence[np.ndarray]) -> np.ndarray:
     """(H, W, C) int64: by how many products a channel was chosen, from a layer's mask of each."""
     return np.stack(masks).astype(np.int64).sum(0)
@@ -212,9 +236,9 @@ def mask_bytes(masks: Iterable[np.ndarray]) -> int:
     return sum(-(-mask.size // 8) for mask in masks)
 
 
-def masked(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Maps [(n, H, W, C)] with everything but the masks' channels set to 0; teacher's and student's alike, before they are
-    normalised.
+def masked(maps: Sequence[Any], masks: Sequence[np.ndarray]) -> list[Any]:
+    """Maps [(n, H, W, C)], arrays or on the tape, with everything but the masks' channels set to 0; teacher's and student's
+    alike, before they are normalised.
 
     Raises:
         InputError: a mask and its map differ in size.

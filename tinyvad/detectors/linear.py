@@ -54,8 +54,8 @@ class LinearScorer:
         Args:
             weights: (D,) float. step: real value of one unit of the embedding.
             offset: moves all scores alike, and so has no influence: the integer form has a zero of its own.
-            good: embeddings (n, H, W, D) int8 of good images; the zero is the score of their best cell, and better ones are cut
-                off there. None: the zero is the least score of any embedding of values >= 0, so that none is cut off.
+            good: embeddings (n, H, W, D) int8 of good images; the zero is the score of their best cell, and better ones are
+                cut off there. None: the zero is the least score of any embedding of values >= 0, so that none is cut off.
 
         Raises:
             InputError: weights or offset are not finite, or the step is not positive.
@@ -101,9 +101,9 @@ class LinearScorer:
         Raises:
             InputError: a section is missing or has another shape, dtype or range than the kind needs.
         """
-        config = take_section(sections, "CFG ", (4,), "int32").tolist()
-        if config != [depth, 0, 0, 0]:
-            raise InputError(f"bank section CFG : {config}, expected {[depth, 0, 0, 0]} for embeddings of {depth}; {_REMEDY}")
+        config, wanted = take_section(sections, "CFG ", (4,), "int32").tolist(), [depth, 0, 0, 0]
+        if config != wanted:
+            raise InputError(f"bank section CFG : {config}, expected {wanted} for embeddings of {depth} values; {_REMEDY}")
         unit = positive_unit(sections)
         offset = int(take_section(sections, "BIAS", (1,), "int32")[0])
         if offset < 0:

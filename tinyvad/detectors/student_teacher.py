@@ -232,9 +232,9 @@ class StudentTeacherScorer:
         return sum(h * w for h, w, _ in self.layers)
 
     def scratch_bytes(self) -> int:
-        """Scratch of the runtime: distances of all pairs, uint32; one row of each axis' matrix, int32."""
-        axes = [max(tap_support(layer[axis], self.grid[axis], 1) for layer in self.layers) + 2 for axis in (0, 1)]
-        return align(4 * self.positions()) + align(4 * sum(axes))
+        """Scratch of the runtime: distances of all pairs, uint32; a row of one axis' matrix and all of the other's, int32."""
+        down, across = ([tap_support(layer[axis], self.grid[axis], 1) + 2 for layer in self.layers] for axis in (0, 1))
+        return align(4 * self.positions()) + align(4 * (sum(down) + self.grid[1] * sum(across)))
 
     def sections(self) -> dict[str, np.ndarray]:
         """Bank sections, in file order."""

@@ -1,4 +1,4 @@
-"""The detectors that are trained by gradients (STFPM, PaSTe, CFA, SimpleNet): their protocol, which the training room holds.
+"""The protocol of the detectors that are trained by gradients (STFPM, PaSTe, CFA, SimpleNet); the training room holds it.
 
 How they are used::
 

@@ -22,7 +22,7 @@ SHARES = 4  # blocks come in multiples of this, so that two or four threads get 
 SMALL = 1 << 14  # values that stay in one block
 # Work is counted in passes over one value, half a nanosecond each. Waking a thread and waiting for it takes some 50
 # microseconds on a virtual machine: less than WORTH of work is done faster alone.
-WORTH = 1 << 18
+WORTH = 1 << 19
 PRODUCT = 1 / 20  # passes that a multiplication and addition in a matrix product costs,
 TAP = 1 / 6  # and one in a depthwise convolution
 

@@ -238,7 +238,8 @@ def _gradients(
             return detector.loss(parameters, state.statistics, batch, rng)
         return strategy.loss(detector, parameters, state.statistics, batch, rng)
 
-    return value_and_gradients(loss, state.parameters)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told, with a remedy
+        return value_and_gradients(loss, state.parameters)
 
 
 def _step(
@@ -268,7 +269,8 @@ def _end_epoch(detector: TrainedDetector, state: _State, held_out: Items | None,
     """Close the epoch: held-out loss, best network so far."""
     loss: float | None = None
     if held_out is not None:
-        loss = evaluate_loss(detector, state.parameters, state.statistics, held_out, recipe.batch)
+        with np.errstate(over="ignore", invalid="ignore"):
+            loss = evaluate_loss(detector, state.parameters, state.statistics, held_out, recipe.batch)
     finite = all(np.isfinite(array).all() for values in (state.parameters, state.statistics) for array in values.values())
     if not finite or (loss is not None and not math.isfinite(loss)):
         raise _diverged(detector, state, recipe, "parameters or held-out loss not finite")

@@ -26,16 +26,17 @@ from tinyvad.training.network import EPSILON, Arrays, Network
 CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 GATE_OPEN = 3.0  # bias of a gate relu6(x + 3) / 6 whose sixth is in the weights behind it: half open at the start
 COARSEST = max(DEFAULT_STRIDES)
-TAPS = 3
+SHARED_STRIDE = 8
 
 
 def student_layers(graph: Graph) -> tuple[str, list[str]]:
     """The layer that teacher and student of PaSTe share last, and those that they are compared at, when nobody says.
 
-    Looked at are the block ends up to stride 16. Shared are the first blocks that make at least half of the
-    multiply-accumulates (of a pixel, so that the choice does not depend on the input size); tapped are the block end behind
-    them, the last one, and the one in the middle of both. For MobileNetV2: 6 and 7, 10, 13 (PaSTe: 6 and 7, 10, 14), for
-    MCUNet-in3: 5 and 6, 9, 13 (PaSTe: 5 and 6, 10, 14); tinyvad's own weights end at 13.
+    Looked at are the block ends up to stride 16. Shared are the blocks up to the first end that costs at least half of the
+    multiply-accumulates and whose map, which replay stores, has stride 8 or more; tapped are the block end behind it,
+    the last one, and the one in the middle of both. Costs are those of a pixel of the image: the choice does not depend on
+    the input size. For MobileNetV2: 6 and 7, 10, 13 (PaSTe: 6 and 7, 10, 14), for MCUNet-in3: 5 and 6, 9, 13 (PaSTe: 5 and
+    6, 10, 14); tinyvad's own weights end at 13.
 
     Raises:
         InputError: fewer than two block ends.
@@ -47,8 +48,8 @@ def student_layers(graph: Graph) -> tuple[str, list[str]]:
             "needed; name them with --shared and --layers (`tinyvad backbones PATH` lists all)"
         )
     costs = _cost_up_to(graph, ends)
-    shared = next(i for i, cost in enumerate(costs) if 2 * cost >= costs[-1])
-    shared = min(shared, len(ends) - 2)
+    half = (i for i, cost in enumerate(costs) if 2 * cost >= costs[-1] and ends[i].stride >= SHARED_STRIDE)
+    shared = min(next(half, len(ends)), len(ends) - 2)
     first, last = shared + 1, len(ends) - 1
     tapped = sorted({first, (first + last) // 2, last})
     return ends[shared].name, [ends[i].name for i in tapped]
