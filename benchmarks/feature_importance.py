@@ -1,4 +1,4 @@
-"""What PCA feature importance finds on real products: components, shared features, and whether features tell products apart.
+"""What PCA feature importance finds on real products: components, shared features, and whether these tell products apart.
 
     python benchmarks/feature_importance.py --build BUILD --data DIR [--out FILE.md]
 
@@ -21,6 +21,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from tinyvad.analysis.facts import layer_facts, masks_of
 from tinyvad.analysis.plane import features as plane_features
 from tinyvad.analysis.products import Product, chosen_layers, read_product, spaced
+from tinyvad.detectors.feature_importance import without_clashing, without_shared
 from tinyvad.files import write_text
 from tinyvad.images import Dataset, find_datasets, load_images
 from tinyvad.model import Model, batches, load
@@ -60,8 +61,10 @@ def at_random(shapes: list[tuple[int, ...]], count: int, rng: np.random.Generato
 
 
 def most_important(products: list[Product], count: int) -> Chosen:
-    """The ``count`` features with the largest importance before it is normalised within a cell, of any product; a layer counts
-    by its share of its own largest."""
+    """The ``count`` features with the largest importance before it is normalised within a cell, of any product.
+
+    A layer's importance counts relative to its own most varying cell.
+    """
     layers = range(len(products[0].layers))
     raw = [
         np.max([p.layers[i].values * p.layers[i].totals[..., None] / p.layers[i].totals.max() for p in products], axis=0)
@@ -109,19 +112,32 @@ def components_table(products: list[Product], names: list[str]) -> list[str]:
 
 
 def shared_table(products: list[Product], names: list[str]) -> list[str]:
-    lines = [
-        "| keep | layer | products | kept by another too | rule 1 drops | rule 2, overlap | rule 2, apart |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """Of a product's kept features (mean), and of those that any product keeps, what each rule drops."""
+    head = "| keep | products | layer | rule 1: of a product's, of all | rule 2, overlap | rule 2, apart |"
+    lines = [head, "|---|---|---|---|---|---|"]
     for keep in (10.0, 20.0):
         for few in (4, len(products)):
             masks = masks_of(products[:few], keep)
             for i, name in enumerate(names):
                 facts = layer_facts(products[:few], i, masks[i])
-                several = sum(facts["chosen_by"][2:]) / sum(facts["chosen_by"][1:])
-                rules = " | ".join(f"{facts[f'dropped_by_rule_{rule}']:.1%}" for rule in ("1", "2", "2_apart"))
-                lines.append(f"| {keep:g} % | {name} | {few} | {several:.1%} | {rules} |")
+                lows, highs = [p.lows[i] for p in products[:few]], [p.highs[i] for p in products[:few]]
+                rules = {
+                    "1": without_shared(masks[i]),
+                    "2": without_clashing(masks[i], lows, highs),
+                    "2_apart": without_clashing(masks[i], lows, highs, apart=True),
+                }
+                every = np.any(masks[i], axis=0)
+                cells = []
+                for rule, kept in rules.items():
+                    whole = every & np.all(_kept(masks[i], kept), axis=0)
+                    cells.append(f"{facts[f'dropped_by_rule_{rule}']:.1%}, {1 - whole.sum() / every.sum():.1%}")
+                lines.append(f"| {keep:g} % | {few} | {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _kept(before: list[np.ndarray], after: list[np.ndarray]) -> list[np.ndarray]:
+    """Where a rule took nothing from a product."""
+    return [~a | b for a, b in zip(before, after, strict=True)]
 
 
 def plane_lines(products: list[Product]) -> list[str]:
@@ -166,7 +182,8 @@ def main() -> None:
         "",
         "## Does a random forest tell the products apart?",
         "",
-        f"{len(products)} products, at most {LEARNT} good training images each; {len(owners):,} test images, good and defective.",
+        f"{len(products)} products, at most {LEARNT} good training images each; {len(owners):,} test images, good and "
+        "defective.",
         "",
         *forest_table(products, maps, owners),
         "",

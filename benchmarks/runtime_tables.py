@@ -28,6 +28,7 @@ from PIL import Image
 from scipy.optimize import nnls
 
 from tinyvad.build import build
+from tinyvad.detectors import NATIVE
 from tinyvad.files import write_text
 from tinyvad.firmware_sim import latency
 from tinyvad.firmware_sim.board import BoardResult, execute
@@ -51,7 +52,7 @@ CASES = [
     ("phinet-mcu", "patchcore-lite", None), ("mcunet-in3", "padim-lite", "160x120-grey"),
 ]  # fmt: skip
 SIZE, BANK_BYTES = 128, 96 << 10
-SCORERS = ("project", "factor", "search", "table", "scan")
+SCORERS = ("project", "factor", "search", "table", "scan", "pairs", "centres", "linear")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ def rows_of(loaded: Loaded, result: BoardResult, frame: str | None) -> Iterator[
         if layer.op == "FRAME":
             work = latency.frame_work((height, width), None if frame is None else parse_frame(frame)[:2])
         elif layer.op == "EMBED":
-            work = latency.embedding_work([next(taps)], loaded.grid)
+            native = loaded.scorer.kind in NATIVE
+            work = latency.embedding_work([next(taps)], loaded.grid, int(loaded.tap_rows[0][6]), native)
         elif layer.op == "SCORE":
             work = latency.scorer_work(loaded.scorer, loaded.depth, loaded.grid)
         elif layer.op == "MOVE":

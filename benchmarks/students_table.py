@@ -2,9 +2,9 @@
 
     python benchmarks/students_table.py --data DIR --mcunet FILE.onnx --mobilenet FILE.onnx --published FILE.csv --out DIR
 
-Trained on train/good alone: a fifth of it is held out and chooses the epoch; nothing is chosen on test images. Two recipes: the
-thesis' (batch 8, 10 epochs) and STFPM's own (batch 32, 100 epochs), both SGD, learning rate 0.4, momentum 0.9, weight decay
-1e-4, patience 7 and 100. Image score: the largest value of the map at the network's input size. Writes students.md and
+Trained on train/good alone: a fifth of it is held out and chooses the epoch; nothing is chosen on test images. Two
+recipes, both SGD, learning rate 0.4, momentum 0.9, weight decay 1e-4: the thesis' (batch 8, 10 epochs) and STFPM's own
+(batch 32, 100 epochs). Image score: the largest value of the map at the network's input size. Writes students.md and
 students.csv; rows that are in students.csv already are not made again.
 """
 
@@ -52,14 +52,16 @@ class Case:
 
 CASES = (
     Case("paste", "MCUNet", (6, 10, 14), 5, "[6, 9, 12]"),
+    Case("paste", "MCUNet", (6, 9, 13), 5, "[6, 9, 12]"),  # tinyvad's own choice
     Case("stfpm", "MCUNet", (6, 9, 12), None, "[6, 9, 12]"),
     Case("stfpm", "MCUNet", (3, 6, 9), None, "[3, 6, 9]"),
     Case("paste", "MobileNet", (7, 10, 14), 6, "[7, 10, 13]"),
+    Case("paste", "MobileNet", (7, 10, 13), 6, "[7, 10, 13]"),  # tinyvad's own choice
     Case("stfpm", "MobileNet", (7, 10, 13), None, "[7, 10, 13]"),
     Case("stfpm", "MobileNet", (4, 7, 10), None, "[4, 7, 10]"),
 )
 FIRST_END = {"MCUNet": 0, "MobileNet": 1}  # the papers' number of the first block end: MobileNetV2's 0 is its stem
-RECIPES = {"10 epochs": {}, "100 epochs": {"batch": 32, "epochs": 100, "patience": 100}}
+RECIPES: dict[str, dict[str, Any]] = {"10 epochs": {}, "100 epochs": {"batch": 32, "epochs": 100, "patience": 100}}
 
 
 def layer(case: Case, number: int) -> str:
@@ -141,11 +143,11 @@ def write(table: list[Row], published: dict[tuple[str, str, str], dict[str, str]
         "",
         *(__doc__ or "").splitlines()[2:],
         "",
-        "Each figure: ours / published STFPM at the taps named / difference. Published figures: one run of the public PaSTe",
-        "benchmark, other ImageNet weights (MobileNetV2: torchvision's; ours are dequantised int8 weights).",
+        "Each figure: ours / published STFPM at the taps named / difference; bold below the published one by more than",
+        f"{GOAL}. Published figures: one run of the public PaSTe benchmark, with other ImageNet weights of MobileNetV2.",
         "",
-        "| method | backbone | taps | shared | px | recipe | category | published at | image AUROC | pixel F1 | pixel AUROC "
-        "| best epoch of | s / epoch | peak MB |",
+        "| method | backbone | taps | shared | px | recipe | category | published at | image AUROC | pixel F1 | "
+        "pixel AUROC | best epoch of | s / epoch | peak MB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     near = {(case.method, case.network, str(list(case.taps))): case.published for case in CASES}
@@ -156,7 +158,8 @@ def write(table: list[Row], published: dict[tuple[str, str, str], dict[str, str]
         for ours, theirs in SHOWN:
             value = float(row[ours])
             cells.append(f"{value:.3f}" if other is None else compared(value, float(other[theirs])))
-        cells += [f"{row['best']} of {row['epochs']}", f"{float(row['seconds_per_epoch']):.1f}", f"{float(row['peak_MB']):.0f}"]
+        cells.append(f"{row['best']} of {row['epochs']}")
+        cells += [f"{float(row['seconds_per_epoch']):.1f}", f"{float(row['peak_MB']):.0f}"]
         names = ("method", "backbone", "taps", "shared", "size", "recipe", "category")
         lines.append("| " + " | ".join([*(str(row[name]) for name in names), taps, *cells]) + " |")
     write_text(out / "students.md", "\n".join(lines) + "\n")
@@ -198,7 +201,8 @@ def main() -> None:
                 if key_of(known) not in [key_of(row) for row in table]:
                     row = measure(case, recipe, arguments.data / category, files, arguments.image_size, arguments.seed)
                     table.append(row)
-                    print({name: row[name] for name in (*known, "best", "epochs", *(ours for ours, _ in SHOWN))}, flush=True)
+                    told = (*known, "best", "epochs", *(ours for ours, _ in SHOWN))
+                    print({name: row[name] for name in told}, flush=True)
                     write(table, published, arguments.out)
     write(table, published, arguments.out)
 

@@ -211,6 +211,8 @@ def scorer_work(scorer: Any, depth: int, grid: tuple[int, int]) -> Workload:
         return nearest_work(cells, depth, len(scorer.codes), subspaces, centroids)
     if scorer.kind == "STFP":
         return {"pairs": Work(scorer.macs(grid), scorer.positions())}
+    if scorer.kind in ("LINR", "CFAS"):
+        return {"linear" if scorer.kind == "LINR" else "centres": Work(scorer.macs(grid), cells)}
     return gaussian_work(cells, depth, scorer.mean.shape[-1], scorer.bits, scorer.projection is not None)
 
 

@@ -134,7 +134,7 @@ def linear(rng: np.random.Generator, depth: int) -> LinearScorer:
 
 def centres(rng: np.random.Generator, grid: tuple[int, int], count: int, depth: int, shift: int = 0) -> CentresScorer:
     """Centres of random features; a table of any numbers, most of the time steps of it that matter."""
-    unit, step_bits = float(rng.uniform(0.001, 0.1)), int(rng.integers(0, 12))
+    unit, step_bits = float(rng.uniform(0.001, 0.1)), int(rng.integers(0, 16))
     table = rng.integers(0, (1 << 16) + 1, TABLE).astype(np.uint32)
     table[:2] = 1 << 16
     offsets = rng.integers(-(100 << shift), 100 << shift, (grid[0] + grid[1], depth)).astype(np.int16)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -343,3 +345,12 @@ def test_only_kept_channels_are_compared_and_pull_at_the_student(detector: Stfpm
     np.testing.assert_array_equal(gradients["c/scale"], 0)
     scale = gradients["b/scale"]  # of the layer's own batch norm: channels that are left out are not moved
     assert (scale[[0, 1, 5, 6, 7]] == 0).all() and (scale[2:5] != 0).all()
+
+
+def test_a_checkpoint_of_another_keep_is_not_gone_on_from(rng: np.random.Generator, tmp_path: Path) -> None:
+    images = rng.normal(size=(12, 16, 16, 3)).astype(np.float32)
+    for keep, refused in ((25, False), (25, False), (50, True), (None, True)):
+        detector = Paste(teacher_network(np.random.default_rng(1)), shared="a", keep=keep)
+        recipe = replace(detector.recipe, epochs=1, batch=6, learning_rate=0.01)
+        with pytest.raises(InputError, match="another training") if refused else nullcontext():
+            train(detector, items_of(detector, images), None, recipe, checkpoint=tmp_path / "half.npz")

@@ -26,7 +26,7 @@ def make(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["padim-compact", "patchcore", "patchcore-lite"])
+@pytest.mark.parametrize("name", ["padim-compact", "patchcore", "patchcore-lite", "student"])
 def test_on_this_machine_it_prints_pythons_scores(name: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     small = every_kind(rng, (3, 4))[name]

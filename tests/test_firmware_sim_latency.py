@@ -10,6 +10,8 @@ import pytest
 
 from tinyvad.backbones import mcunet
 from tinyvad.backbones.assign import random_weights
+from tinyvad.detectors.centres import CentresScorer
+from tinyvad.detectors.linear import LinearScorer
 from tinyvad.detectors.nearest import PatchCoreLiteScorer, PatchCoreScorer
 from tinyvad.detectors.product_quantizer import ProductQuantizer
 from tinyvad.embedding import tap_matrix
@@ -137,6 +139,10 @@ def test_scorer_work_matches_the_scorers_macs() -> None:
     lite = PatchCoreLiteScorer(quantizer, np.zeros((50, 5), np.uint8))
     work = latency.scorer_work(lite, depth, grid)
     assert sum(done.macs for done in work.values()) == lite.macs(grid)
+    centres = CentresScorer(np.zeros((50, depth), np.int8), np.zeros((7, depth), np.int16), np.zeros(512, np.uint32), grid)
+    assert latency.scorer_work(centres, depth, grid) == {"centres": Work(12 * 50 * depth, 12)}
+    layer = LinearScorer(np.zeros(depth, np.int8), 0)
+    assert latency.scorer_work(layer, depth, grid) == {"linear": Work(12 * depth, 12)}
     gaussian = latency.gaussian_work(12, depth, 8, 4, projected=True)
     assert gaussian == {"project": Work(12 * depth * 8, 12 * 8), "factor": Work(12 * 28, 12 * 8)}
 

@@ -15,7 +15,7 @@ FOLDERS = {"tinyvad": ROOT / "tinyvad", "tinyvad.export": ROOT / "export", "tiny
 LEVELS = [
     ("__main__",),
     ("cli",),
-    ("build",),
+    ("build", "relearning"),
     ("choosing",),
     (
         "build_report", "sizing", "verify", "profiling", "sweep", "variants", "rehearsal", "inspection", "backbone_tables",

@@ -42,6 +42,7 @@ SECTIONS
 FITTED = {
     "padim-lite": 1_310_000, "padim, 40 channels": 1_830_000, "padim-compact": 2_170_000, "patchcore": 2_260_000,
     "patchcore-lite 8 bits": 17_200_000, "patchcore-lite 4 bits": 5_030_000,
+    "cfa": 2_660_000, "simplenet": 820_000,
 }  # fmt: skip
 
 
@@ -63,7 +64,8 @@ def cases(rng: np.random.Generator) -> list[tuple[Small, list[np.ndarray]]]:
 
 
 def write_cases(chosen: list[tuple[Small, list[np.ndarray]]], path: Path) -> None:
-    records, blob, known = [], b"", {}  # maps of several cases are there once: the flash is small
+    records, blob = [], b""
+    known: dict[bytes, int] = {}  # maps of several cases are there once: the flash is small
     first = -(-32 * (len(chosen) + 1) // 4096) * 4096
     for i, (small, maps) in enumerate(chosen):
         blob += bytes(-len(blob) % 16)

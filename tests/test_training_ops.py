@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ pytest.importorskip("autograd", reason="training needs autograd: pip install 'ti
 from tinyvad.errors import InputError
 from tinyvad.training import blocks, ops
 from tinyvad.training.network import EPSILON
+from tinyvad.training.tape import differentiable
 
 WINDOWS = [  # kernel, stride, pads (top, bottom, left, right), dilation
     ((3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
@@ -238,6 +241,35 @@ def test_frozen_arguments_get_no_gradient(rng):
     )
     assert extra == "kept" and value == pytest.approx((ops.conv2d(x, weights) ** 2).sum())
     assert not found["x"].any() and found["w"].any()
+
+
+def test_memory_falls_on_the_way_back():
+    """What an operation kept is gone when the one before it is reached, and nothing waits for the garbage collector."""
+    kept: list[weakref.ref] = []
+    gone: list[list[bool]] = []
+
+    def look(argnums, y, args, kwargs):
+        def back(g):
+            gone.append([reference() is None for reference in kept])
+            return (g,)
+
+        return back
+
+    first = differentiable(look)(lambda x: x + 1)
+
+    def loss(p):
+        y = first(p["x"])
+        for function in (ops.hard_swish, ops.relu, lambda z: ops.mul(z, z)):
+            y = function(y)
+            kept.append(weakref.ref(ops.plain(y)))
+        return y.sum(), None
+
+    gc.disable()
+    try:
+        ops.value_and_gradients(loss, {"x": np.ones((1, 2, 2, 3))})
+        assert gone == [[True, True, True]]
+    finally:
+        gc.enable()
 
 
 def test_a_loss_without_influence_has_zero_gradient():

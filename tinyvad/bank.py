@@ -50,7 +50,7 @@ KINDS = {
 TAGS = {
     "CFG ": "numbers that the scorer needs, in an order fixed per kind",
     "TAPS": "tapped tensors: channel ranges and quantisation",
-    "PROJ": "projection: chosen channels, or a matrix",
+    "PROJ": "projection: chosen channels, a matrix, or one layer's weights",
     "CBK ": "product quantiser's codebooks",
     "CODE": "product quantiser's codes, one row a vector",
     "MEAN": "mean of every patch position",
@@ -65,7 +65,7 @@ TAGS = {
     "PROT": "prototype of every task: an image belongs to the nearest",
     "LADR": "thresholds of every task once it is cut to fewer rows; the scorer never reads it",
     "LRN ": "what learning on needs: slot size, room and limits; the scorer never reads it",
-    "BIAS": "bias, multiplier and shift of every projected direction",
+    "BIAS": "what is added: to projected directions (with multiplier, shift), to a layer, to grid rows and columns",
     "INDX": "chosen channels of the embedding",
     "STEP": "scale and step of every tapped tensor, for tools; the firmware has them in TAPS",
     "LUT ": "the network's int8 input of every pixel value of every channel",

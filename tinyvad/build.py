@@ -37,6 +37,8 @@ from tinyvad.calibration import CALIBRATION_IMAGES, quantize_on
 from tinyvad.choosing import Choice, Chooser
 from tinyvad.continual.learn import KEYS, image_key, pack_state, state_name
 from tinyvad.continual.next_bank import HELD
+from tinyvad.continual.trained import TrainedMethod
+from tinyvad.continual.trained_build import STATE, Known, PicturedItems, merged, open_stream, state_arrays
 from tinyvad.detectors import METHODS, Scorer, real_scores
 from tinyvad.detectors.bank_tasks import BankTask, Learning, bank_of_tasks
 from tinyvad.detectors.device_learning import workspace_bytes
@@ -208,35 +210,19 @@ def _check_out(out: Path, data: Path) -> None:
         raise InputError(f"{out} has learnt since it was built (generation {generation}); remove it, or use another --out")
 
 
-@dataclass(frozen=True, eq=False)
-class Known:
-    """A product that a trained network learnt before.
-
-    Attributes:
-        images: how many it learnt. samples: (k, S, S, 3) uint8, good images of it to calibrate with and to set its threshold.
-        keys: (images,) uint64, of those that were learnt (``tinyvad.continual.learn.image_key``).
-    """
-
-    name: str
-    images: int
-    samples: np.ndarray
-    keys: np.ndarray
-
-
 class Build:
     """The state that the steps of one build share.
 
     Args:
-        known: products that the network has learnt already, by task number.
-        study: how a network learns the dataset's product; None: the recipe of its paper, with nothing remembered.
+        known: products that the network has learnt already, by task number. stream: what learnt them.
     """
 
     def __init__(
         self, project: Project, dataset: Dataset, target: Target | None, choice: Choice, tell: Progress,
-        known: Sequence[Known] = (), study: fitting_trained.Study | None = None,
+        known: Sequence[Known] = (), stream: TrainedMethod | None = None,
     ) -> None:  # fmt: skip
         self.project, self.dataset, self.target, self.choice, self.tell = project, dataset, target, choice, tell
-        self.known, self.study = list(known), study
+        self.known, self.stream = list(known), stream
         self.backbone = choice.backbone
         mean, std = choice.backbone.mean, choice.backbone.std
         self.preprocessing = Preprocessing(choice.size, choice.size, mean, std, bit_depth=project.bit_depth)
@@ -270,6 +256,8 @@ class Build:
         with new_folder(out, MANIFEST) as folder:
             for name, data in files.items():
                 write_bytes(folder / BACKBONES[name], data)
+            if self.stream is not None:
+                write_bytes(folder / STATE, pack_state(state_arrays(self.network_graph, self.stream, self.products())))
             (folder / SAMPLES).mkdir()
             for index, image in enumerate(samples):
                 write_bytes(folder / SAMPLES / f"{index:02d}.png", _png(image))
@@ -353,9 +341,27 @@ class Build:
         """The method's own network, trained on the good images; one that was stopped goes on where it was."""
         project, size = self.project, self.preprocessing.height
         checkpoint = fitting_trained.checkpoint_name(out, project, self.backbone, size)
-        return fitting_trained.train_on(
-            graph, self.dataset.train_good, self.preprocessing, project, checkpoint, self.tell, self.study
-        )
+        if project.tasks == 1:
+            return fitting_trained.train_on(
+                graph, self.dataset.train_good, self.preprocessing, project, checkpoint, self.tell
+            )
+        self.network_graph = graph
+        if self.stream is None:
+            self.stream = open_stream(graph, self.preprocessing, project, len(self.dataset.train_good))
+        number, items = len(self.stream.task_names), PicturedItems(self.stream.detector, self.images(), self.preprocessing)
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        trained = self.stream.learn(self.dataset.name, items, checkpoint, self.tell)
+        recipe = self.stream.recipe(number)
+        held = fitting_trained.held_out(len(items), recipe.held_out, project.seed)
+        return fitting_trained.training_of(self.stream.detector, recipe, trained, held, len(items))
+
+    def images(self) -> Iterator[np.ndarray]:
+        """(S, S, 3) uint8 of every good image that can be read, one in memory at a time."""
+        paths = self.dataset.train_good
+        loaded = load_images(paths, self.preprocessing, on_error=self.project.on_error, skipped=[])
+        for done, (_, image) in enumerate(loaded, 1):
+            yield image
+            self.tell("frozen layers", done, len(paths))
 
     def fit(self, name: str, store: fitting.TapStore, samples: list[np.ndarray]) -> Fitted:
         """Embedding, scorer and threshold from one engine's features of the good images."""
@@ -381,6 +387,15 @@ class Build:
                       prototype(np.asarray(total), store.count), fit.statistics, fit.ladder,
                       tuple(self.known_task(name, product, embedding, fit.scorer) for product in self.known))  # fmt: skip
 
+    def products(self) -> list[Known]:
+        """Every product that the network knows now, by task number."""
+        name, samples, keys = self.dataset.name, np.stack(self.samples), np.array(self.keys, np.uint64)
+        names = [product.name for product in self.known]
+        if name not in names:
+            return [*self.known, Known(name, self.n_good, samples, keys)]
+        at = names.index(name)
+        return [*self.known[:at], self.known[at].with_more(samples, keys), *self.known[at + 1 :]]
+
     def known_task(self, name: str, product: Known, embedding: Embedding | Pairs, scorer: Scorer) -> BankTask:
         """Threshold and prototype of a product that was learnt before, by the network as it is now."""
         store = fitting.TapStore(self.tensors)
@@ -389,10 +404,9 @@ class Build:
         scores = fitting.image_scores(scorer, store.embeddings(embedding))
         channels = embedding.taps[-1].channels
         total = signatures(np.concatenate(list(_routed(embedding, store))), channels).sum(0)
-        return BankTask(
-            product.name, product.images, fitting.threshold_of(scores, self.project.quantile),
-            f"{self.project.quantile:g} quantile of {store.count} good images that were kept", prototype(total, store.count),
-        )  # fmt: skip
+        threshold = fitting.threshold_of(scores, self.project.quantile)
+        rule = f"{self.project.quantile:g} quantile of {store.count} good images that were kept"
+        return BankTask(product.name, product.images, threshold, rule, prototype(total, store.count))
 
     def finish(self, folder: Path, files: dict[str, bytes], fitted: dict[str, Fitted]) -> dict[str, Any]:
         """Banks, budget, manifest, comparison of engines, evaluation and report into ``folder``; the report's content."""
@@ -487,7 +501,9 @@ class Build:
             rising = np.maximum(np.maximum.accumulate(ladder[:, 1]), fitted.threshold)
             ladder = np.stack([ladder[:, 0], rising], 1)
         task = BankTask(self.dataset.name, fitted.images, fitted.threshold, fitted.rule, fitted.prototype, ladder, state)
-        tasks = [*fitted.known, task]
+        tasks = [merged(known, task) if known.name == task.name else known for known in fitted.known]
+        if task.name not in [known.name for known in fitted.known]:
+            tasks.append(task)
         scorers = [fitted.scorer] * len(tasks)
         return bank_of_tasks(header, shared, scorers, tasks, fitted.golden, meta, self.learning(fitted.scorer))
 
@@ -541,7 +557,9 @@ class Build:
                 **({} if self.training is None else self.training.facts),
             },
             "settings": {
-                "seed": project.seed, "frame": project.frame, "bank_bytes": project.bank_bytes,
+                "seed": project.seed, "epochs": project.epochs, "shared": project.shared, "strategy": project.strategy,
+                "replay": project.replay, "replay_form": project.replay_form,
+                "layers": None if project.layers is None else list(project.layers), "frame": project.frame, "bank_bytes": project.bank_bytes,
                 "image_size": project.image_size, "grid": project.grid, "quantile": project.quantile,
                 "runtime": project.runtime, "plan": project.plan, "max_ms": project.max_ms,
             },
@@ -579,7 +597,8 @@ def _golden(embedding: Embedding | Pairs, scorer: Scorer, maps: list[np.ndarray]
         return golden_of(embedding, scorer, maps, cells.tolist())
     vectors = embedding.integer([m[None] for m in maps])  # (1, H, W, D)
     scores = scorer.score(vectors)
-    return vectors.reshape(-1, embedding.depth)[cells], np.array([[0, cell, scores.flat[cell]] for cell in cells], np.uint32)
+    rows = np.array([[0, cell, scores.flat[cell]] for cell in cells], np.uint32)
+    return vectors.reshape(-1, embedding.depth)[cells], rows
 
 
 def _onnx_bytes(graph: Graph, preprocessing: Preprocessing) -> bytes:

@@ -153,6 +153,9 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
 @click.option("--method", help="See `tinyvad methods`. Default: by rule.")
 @click.option("--shared", help="paste: the last layer that teacher and student share. Default: by rule.")
 @click.option("--epochs", type=int, help="Of methods that are trained. Default: the paper's.")
+@click.option("--strategy", help="With --tasks: what keeps a trained network from forgetting, e.g. compressed-replay.")
+@click.option("--replay", type=int, help="Items of all products that are trained on again.  [default: 100]")
+@click.option("--replay-form", help="How compressed replay stores them: float32, int8, rotated-4, ...  [default: int8]")
 @click.option("--image-size", type=int, help="Network input in pixels. Default: chosen on good images.")
 @click.option("--grid", type=int, help="Cells a side of the score map.")
 @click.option("--dimensions", type=int, help="Directions that padim-compact keeps.")
@@ -382,6 +385,8 @@ def learn(
     from tinyvad.continual.learn import Learner
     from tinyvad.continual.watch import BATCH, images_to_learn
     from tinyvad.continual.watch import watch as run
+    from tinyvad.relearning import is_trained
+    from tinyvad.relearning import learn as train_on
 
     if (data is not None or task is not None) + (forget is not None) + undo != 1:
         raise InputError("give --data with --task, or --forget, or --undo; see `tinyvad learn --help`")
@@ -412,7 +417,10 @@ def learn(
         _emit(as_json, value, "nothing was learnt" if last is None else f"learnt {last.images} images; {_products(last)}")
         return
     paths = images_to_learn(data, task)
-    done = Learner(build_folder).learn(task, paths, on_error or "stop", _progress(as_json), len(paths))
+    if is_trained(build_folder):
+        done = train_on(build_folder, task, paths, on_error or "stop", _progress(as_json))
+    else:
+        done = Learner(build_folder).learn(task, paths, on_error or "stop", _progress(as_json), len(paths))
     for path, reason in done.skipped:
         click.echo(f"skipped {path}: {reason}", err=True)
     _emit(as_json, done.to_dict(), f"{_learnt_line(done)}\n{_products(done)}")

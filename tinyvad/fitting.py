@@ -183,7 +183,8 @@ def _plan_trained(method: str, tensors: Sequence[Tensor], room: int, overhead: i
     centres = min(grid[0] * grid[1], (room - shared) // depth)
     if centres < CFA_FEWEST:
         needs = -(-(overhead + shared + CFA_FEWEST * depth) // 1024)
-        raise CheckFailed(f"bank of cfa {needs} KiB > {(room + overhead) // 1024} KiB: use another --method or a larger --target")
+        has = (room + overhead) // 1024
+        raise CheckFailed(f"bank of cfa {needs} KiB > {has} KiB: use another --method or a larger --target")
     return MethodPlan(method, grid, {"centres": centres}, overhead + shared + centres * depth, tasks)
 
 

@@ -1,7 +1,7 @@
-"""From good images to a trained network, an integer scorer and a threshold: ``tinyvad.fitting`` for STFPM, PaSTe, CFA, SimpleNet.
+"""From good images to a trained network, an integer scorer and a threshold: ``tinyvad.fitting`` of the trained methods.
 
-Flows in: the float network of a backbone and good images. Flows out: a float network that holds what was trained (to quantise
-and export like any other), and, once it is quantised, the embedding, the scorer and held-out scores.
+Flows in: the float network of a backbone and good images. Flows out: a float network that holds what was trained (to be
+quantised and exported like any other), and, once it is quantised, the embedding, the scorer and held-out scores.
 
 A part of the good images is not trained on: it chooses the epoch, and the threshold. Fewer than ``FEWEST_TO_HOLD_OUT`` are
 all trained on, and the threshold comes from them.
@@ -15,24 +15,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyvad.backbones.source import Backbone
 from tinyvad.detectors import Scorer
 from tinyvad.detectors.centres import CentresScorer
+from tinyvad.detectors.kmeans import kmeans
 from tinyvad.detectors.linear import LinearScorer
 from tinyvad.detectors.student_teacher import Pairs, StudentTeacherScorer, choose_shift, pairs_of
 from tinyvad.embedding import Embedding
 from tinyvad.errors import InputError
-from tinyvad.fitting import Fit, MethodPlan, TapStore, image_scores, make_embedding
+from tinyvad.fitting import FINE_STRIDE, Fit, MethodPlan, TapStore, image_scores, make_embedding
 from tinyvad.graph.ir import Graph, Tensor
 from tinyvad.images import Preprocessing, load_images
 from tinyvad.project import TRAINED, Project
-from tinyvad.training.student import student_layers
 from tinyvad.training.recipe import Recipe
-from tinyvad.training.trainable import Items, TrainedDetector
+from tinyvad.training.student import student_layers
+from tinyvad.training.trainable import TrainedDetector
 
 if TYPE_CHECKING:
     from tinyvad.training.loop import Trained
@@ -55,7 +56,7 @@ def check_settings(project: Project) -> None:
     if method in TRAINED and project.dimensions is not None:
         raise InputError(f"--dimensions belongs to padim-compact, not to {method}")
     if method in PAIRED and project.grid is not None:
-        raise InputError(f"--grid does not go with {method}: its map has the cells of the student's finest layer (--layers)")
+        raise InputError(f"--grid does not go with {method}, whose map has the cells of its finest layer; see --layers")
 
 
 def open_detector(method: str, graph: Graph, project: Project) -> TrainedDetector:
@@ -66,21 +67,27 @@ def open_detector(method: str, graph: Graph, project: Project) -> TrainedDetecto
     if method == "paste":
         shared, layers = project.shared, project.layers
         if layers is None and shared is None:
-            shared, layers = student_layers(graph)
+            shared, chosen = student_layers(graph)
+            layers = tuple(chosen)
         detector = student.Paste(graph, layers, shared, project.seed)
     elif method == "stfpm":
         detector = student.Stfpm(graph, seed=project.seed)
     elif method == "cfa":
-        detector = cfa.Cfa(graph, grid=project.grid, seed=project.seed)
+        detector = cfa.Cfa(graph, project.grid or _cells(graph), project.seed)
     else:
-        detector = simplenet.SimpleNet(graph, grid=project.grid, seed=project.seed)
-    if project.epochs is not None:
-        detector.recipe = replace(detector.recipe, epochs=project.epochs)
+        detector = simplenet.SimpleNet(graph, project.grid or _cells(graph), project.seed)
     return detector
 
 
+def _cells(graph: Graph) -> int:
+    """Cells a side of an adaptor's map when nobody says: the finest tap's of at least stride 8, or the coarsest tap's."""
+    sides = sorted(graph.tensors[name].shape[1] for name in graph.outputs)
+    coarse = [side for side in sides if side * FINE_STRIDE <= graph.tensors[graph.inputs[0]].shape[1]]
+    return coarse[-1] if coarse else sides[0]
+
+
 def outlined(backbone: Backbone, project: Project) -> Backbone:
-    """The backbone with the network that training will give, to plan memory with; as it is for a method without training."""
+    """The backbone with the network that training will give, to plan memory with; as it is without training."""
     method = project.method
     if method not in TRAINED:
         return backbone
@@ -109,14 +116,6 @@ class Training:
     facts: dict[str, Any]
 
 
-class Study(Protocol):
-    """How a detector learns a product's items; ``tinyvad.training.loop.train`` is one."""
-
-    def __call__(
-        self, detector: TrainedDetector, items: Items, held_out: Items | None, recipe: Recipe, *, checkpoint: Path, tell: Tell
-    ) -> Trained: ...
-
-
 def samples_of(training: Training) -> np.ndarray:
     """(k,) which good images are kept to calibrate with and to set the threshold when other products are learnt later."""
     of = training.held_out if len(training.held_out) else np.arange(training.count)
@@ -130,20 +129,20 @@ def held_out(count: int, share: float, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(count)[: max(round(share * count), 1)])
 
 
-def epochs_for(count: int, batch: int) -> int:
-    """Epochs of a student when nobody says: ``MOST_EPOCHS``, or fewer with which it still takes ``ENOUGH_STEPS``."""
-    return min(max(-(-ENOUGH_STEPS * batch // count), FEWEST_EPOCHS), MOST_EPOCHS)
+def epochs_of(project: Project, count: int) -> int | None:
+    """The user's; of a student ``MOST_EPOCHS``, or fewer with which it still takes ``ENOUGH_STEPS``; None: the recipe's."""
+    if project.epochs is not None or project.method not in PAIRED:
+        return project.epochs
+    return min(max(-(-ENOUGH_STEPS * Recipe().batch // count), FEWEST_EPOCHS), MOST_EPOCHS)
 
 
 def train_on(
-    graph: Graph, paths: Sequence[Path], preprocessing: Preprocessing, project: Project, checkpoint: Path, tell: Tell,
-    study: Study | None = None,
-) -> Training:  # fmt: skip
+    graph: Graph, paths: Sequence[Path], preprocessing: Preprocessing, project: Project, checkpoint: Path, tell: Tell
+) -> Training:
     """Train the project's method on good images; a training that was stopped goes on from its ``checkpoint``.
 
     Args:
         graph: float network, cut after its taps. checkpoint: removed at the end.
-        study: trains the detector, in a stream of products; None: ``tinyvad.training.loop.train``.
 
     Raises:
         InputError: unreadable images, autograd is not installed. CheckFailed: the training diverged.
@@ -160,17 +159,25 @@ def train_on(
             tell("frozen layers", done, len(paths))
 
     items = FrozenItems(detector.trunk, detector.targets, images())
-    if project.epochs is None and project.method in PAIRED:
-        detector.recipe = replace(detector.recipe, epochs=epochs_for(len(items), detector.recipe.batch))
+    epochs = epochs_of(project, len(items))
+    if epochs is not None:
+        detector.recipe = replace(detector.recipe, epochs=epochs)
     held = held_out(len(items), detector.recipe.held_out, project.seed)
     kept = np.setdiff1d(np.arange(len(items)), held)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    trained = (study or train)(
+    trained = train(
         detector, ChosenItems(items, kept), ChosenItems(items, held), detector.recipe, checkpoint=checkpoint, tell=tell
     )
     checkpoint.unlink(missing_ok=True)
+    return training_of(detector, detector.recipe, trained, held, len(items))
+
+
+def training_of(
+    detector: TrainedDetector, recipe: Recipe, trained: Trained, held: np.ndarray, count: int
+) -> Training:
+    """A finished training with its facts."""
     facts = {
-        "recipe": asdict(detector.recipe),
+        "recipe": asdict(recipe),
         "epochs": [asdict(epoch) for epoch in trained.history],
         "best_epoch": trained.best,
         "steps": trained.steps,
@@ -178,7 +185,7 @@ def train_on(
         "held_out": len(held),
         "parameters": sum(array.size for array in detector.network.parameters.values()),
     }
-    return Training(detector, held, len(items), facts)
+    return Training(detector, held, count, facts)
 
 
 def rule_of(training: Training, quantile: float) -> str:
@@ -197,7 +204,7 @@ def checkpoint_name(out: Path, project: Project, backbone: Backbone, size: int) 
 def fit_scorer(
     training: Training, store: TapStore, tensors: Sequence[Tensor], plan: MethodPlan
 ) -> tuple[Embedding | Pairs, Fit]:
-    """The integer form of a trained detector on an engine's tapped maps, and the scores of the images it was not trained on.
+    """A trained detector in integers on an engine's tapped maps, and scores of the images that it was not trained on.
 
     Args:
         store: tapped maps of all good images, in the order in which they were trained on.
@@ -213,8 +220,13 @@ def fit_scorer(
         embedding = make_embedding(store, tensors, plan)
         step = float(embedding.steps[0])
         if plan.method == "simplenet":
-            scorer = LinearScorer.of_layer(*detector.output_layer(), step)
+            weights, offset = detector.output_layer()
+            scorer = LinearScorer.of_layer(weights, offset, step, store.embeddings(embedding))
         else:
-            scorer = CentresScorer.of_centres(detector.centres(plan.settings["centres"]), *detector.coordinate_offsets(), step)
+            centres = detector.centres()
+            if plan.settings["centres"] < len(centres):
+                centres = kmeans(centres, plan.settings["centres"], np.random.default_rng(detector.recipe.seed))
+            rows, columns = detector.coordinate_offsets()
+            scorer = CentresScorer.of_centres(centres, rows, columns, step)
     chosen = training.held_out if len(training.held_out) else None
     return embedding, Fit(scorer, image_scores(scorer, store.embeddings(embedding, chosen)))

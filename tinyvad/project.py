@@ -43,6 +43,9 @@ target = "cortex-m7"           # `tinyvad targets` lists them; a path to your ow
 # method = "padim-compact"     # `tinyvad methods` lists them; default: by rule
 # shared = "block5"            # paste: the last layer that teacher and student share; default: by rule
 # epochs = 10                  # stfpm, paste, cfa, simplenet: passes over the good images; default: the paper's
+# strategy = "compressed-replay"  # and with tasks: what keeps them from forgetting (`tinyvad learn --help`)
+# replay = 100                 # items of all products together that are trained on again
+# replay_form = "int8"         # how compressed replay stores them: float32, int8, rotated-4, ...
 # image_size = 160             # default: chosen on the good images among the sizes that fit (`tinyvad build --help`)
 # max_ms = 500                 # estimated milliseconds an image on the target; default: 1000, doubled until something fits
 # grid = 10                    # cells a side of the score map; default: the deepest tap's map
@@ -76,6 +79,9 @@ class Project:
     method: str | None = None
     shared: str | None = None
     epochs: int | None = None
+    strategy: str | None = None
+    replay: int = 100
+    replay_form: str = "int8"
     image_size: int | None = None
     grid: int | None = None
     dimensions: int | None = None
@@ -93,7 +99,7 @@ class Project:
 
     @property
     def device_tasks(self) -> int:
-        """Products that a bank which learns on the device must have room for; a network is trained on a PC and flashed whole."""
+        """Products that a bank has room for which learns on the device; a network learns on a PC, and is flashed whole."""
         return 1 if self.method in TRAINED else self.tasks
 
     def __post_init__(self) -> None:
@@ -124,6 +130,8 @@ class Project:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and not (all(map(math.isfinite, values)) and (name == "mean" or min(values) > 0)):
                 raise InputError(f"{name} {list(values)}: choose finite numbers{', above 0' if name == 'std' else ''}")
+        if self.replay < 1:
+            raise InputError(f"replay {self.replay}: choose 1 item or more")
         if self.epochs is not None and self.epochs < 1:
             raise InputError(f"epochs {self.epochs}: choose 1 or more")
         if self.seed < 0:

@@ -161,7 +161,7 @@ def _setting(
     facts, pixels = manifest["backbone"], manifest["preprocessing"]
     if manifest["method"]["name"] in TRAINED:
         raise InputError(
-            f"{builds[0]} has a trained network ({manifest['method']['name']}), which no sweep can change: leave BUILD out, "
+            f"{builds[0]} has a trained network ({manifest['method']['name']}), which no sweep can change: leave BUILD out "
             "and name --target and --backbone"
         )
     mean, std = ((float(v[0]), float(v[1]), float(v[2])) for v in (pixels["mean"], pixels["std"]))

@@ -2,7 +2,7 @@
  *
  * 1. v = the cell's vector plus its grid row's and column's offsets, rounded and shifted: int16
  * 2. the three smallest squared distances of v to int8 centres: below 2^31, as tvad_open has checked
- * 3. their roots with 8 bits behind the point: below 2^24
+ * 3. their roots with 12 bits behind the point: below 2^28
  * 4. score = root 1 / (1 + exp(root 1 - root 2) + exp(root 1 - root 3)), exp from the bank's table, 16 bits behind the point
  *
  * A centre is left as soon as its partial sum reaches the third best, which changes nothing. The three that were nearest to the
@@ -13,11 +13,12 @@
 #include "tvad_internal.h"
 
 #define NEAREST 3u
-#define ROOT_BITS 24u               /* of a distance, 8 of them behind the point */
+#define ROOT_BITS 28u               /* of a distance, */
+#define FRACTION 12u                /* and those behind the point */
 #define TABLE 512u                  /* values of exp; the last one serves all that is further */
 #define ONE 65536u                  /* exp(0) */
 #define MAX_SHIFT 7
-#define MAX_STEP 15
+#define MAX_STEP 19
 #define LARGEST_SUM 0x7FFFFFFEu     /* of a squared distance: one more is still an int32 */
 #define LARGEST_VALUE 32767u        /* of |v - centre| */
 #define LEAD 8u                     /* values before the first look at the sum */
@@ -133,10 +134,10 @@ static void find_nearest(const tvad_bank *bank, const int16_t *query, int32_t *s
     }
 }
 
-/* 2^8 times the root, cut. */
+/* 2^12 times the root, cut. */
 static uint32_t root_of(uint32_t squared)
 {
-    uint64_t rest = (uint64_t)squared << 16;
+    uint64_t rest = (uint64_t)squared << 2u * FRACTION;
     uint32_t root = 0, bit;
 
     for (bit = (uint32_t)1 << (ROOT_BITS - 1u); bit != 0; bit >>= 1) {
@@ -150,14 +151,16 @@ static uint32_t root_of(uint32_t squared)
     return root;
 }
 
-/* 2^16 exp(-difference); products stay at or below 2^31. */
+/* 2^16 exp(-difference), interpolated. */
 static uint32_t exp_of(const tvad_bank *bank, uint32_t difference)
 {
-    const uint32_t *table = bank->tables.data, step = bank->bits, at = difference >> step;
-    const uint32_t part = difference & (((uint32_t)1 << step) - 1u);
+    const uint32_t *table = bank->tables.data, at = difference >> bank->bits, span = (uint32_t)1 << bank->bits;
+    const uint32_t part = difference & (span - 1u);
 
-    return at >= TABLE - 1u ? table[TABLE - 1u]
-                            : (table[at] * (((uint32_t)1 << step) - part) + table[at + 1u] * part) >> step;
+    if (at >= TABLE - 1u) {
+        return table[TABLE - 1u];
+    }
+    return (uint32_t)(((uint64_t)table[at] * (span - part) + (uint64_t)table[at + 1u] * part) >> bank->bits);
 }
 
 void tvad_score_centres(const tvad_bank *bank, uint32_t task, const int8_t *const parts[], uint32_t position,

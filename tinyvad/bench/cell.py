@@ -4,14 +4,16 @@ Flows in: a ``Cell``. Flows out: plain values for JSON: a matrix R a metric, how
 and, apart from them, seconds. The same cell gives the same values on any machine of the same kind, in any company.
 
 Features are those of the exact int8 engine; the network is calibrated and the embedding's ranges are set on the first task,
-as in a build. Figures are those of ``tinyvad eval``: image scores are the largest cell, pixels those of the smoothed map.
+as in a build. Detectors that are trained learn from what the float network's frozen parts make of the images, and are
+scored in float. Figures are those of ``tinyvad eval``: image scores are the largest cell, pixels those of the map at the
+network's size, smoothed where the detector's build smooths it.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,19 +22,23 @@ from typing import Any
 import numpy as np
 
 from tinyvad.bench.features import Network, Pictures, SeveralTaps, open_network, open_taps
+from tinyvad.bench.frozen import open_frozen, open_items
 from tinyvad.bench.grid import Cell, StreamSpec, data_key_of, open_stream
 from tinyvad.bench.run import Done
 from tinyvad.continual.base import Context, ContinualMethod
 from tinyvad.continual.matrix import ScoreMatrix
-from tinyvad.continual.methods import make_method
+from tinyvad.continual.methods import is_trained, make_method
 from tinyvad.continual.streams import Stream, Unit, mask_of
+from tinyvad.continual.trained import JoinedTaskItems, TrainedMethod
 from tinyvad.embedding import Embedding
 from tinyvad.errors import InputError
 from tinyvad.evaluate import quality
 from tinyvad.fitting import MethodPlan, TapStore, make_embedding
+from tinyvad.fitting_trained import PAIRED
 from tinyvad.images import find_datasets
 from tinyvad.metrics import f1_floor
-from tinyvad.model import upsample
+from tinyvad.model import SMOOTHING_SIGMA, upsample
+from tinyvad.training.blocks import threads
 
 FORMAT = "tinyvad-bench-cell/1"
 
@@ -50,12 +56,33 @@ class Embedded:
 
 @dataclass(frozen=True, eq=False)
 class Tested:
-    """A unit's test images: ``marked`` are those whose pixels are known, ``masks`` theirs."""
+    """A unit's test images: ``marked`` are those whose pixels are known, ``masks`` theirs.
 
-    maps: TapStore
+    ``batches`` are what a method scores: embeddings, or the arrays of a trained detector's items.
+    """
+
+    batches: Iterable[Any]
     labels: np.ndarray
     marked: np.ndarray
     masks: list[np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A method that has learnt nothing yet, and all that it will see.
+
+    Attributes:
+        learnt: of each step, what ``learn`` takes. tests: a unit each.
+        grid: (H, W) of the maps, None: known when something is scored. depth: elements of an embedding, None: it has none.
+        sigma: of the smoothing of maps, pixels of the network's input.
+    """
+
+    method: ContinualMethod
+    learnt: list[Any]
+    tests: list[Tested]
+    grid: tuple[int, int] | None
+    depth: int | None
+    sigma: float = SMOOTHING_SIGMA
 
 
 @dataclass
@@ -67,8 +94,10 @@ class Results:
     counts: list[list[int]] = field(default_factory=list)
     nbytes: list[int] = field(default_factory=list)
     device_nbytes: list[int | None] = field(default_factory=list)
+    replay_nbytes: list[int] = field(default_factory=list)
 
 
+@threads(1)  # cells run side by side: each trains on one core
 def run_cell(cell: Cell) -> Done:
     """Run one cell.
 
@@ -76,38 +105,28 @@ def run_cell(cell: Cell) -> Done:
         InputError: images that can't be read, or settings that don't fit the embedding. CheckFailed: a budget too small.
     """
     clock = Clock()
-    root, cache = Path(cell.data), Path(cell.cache)
+    root = Path(cell.data)
     stream = stream_of(cell.stream, cell.order, cell.seed, root, cell.data_key)
     good = [Pictures(unit, unit.dataset.train_good, root, stream.seed) for unit in stream.units]
-    first = [pictures for pictures, step in zip(good, stream.step_of) if step == 0]
-    network = open_network(cell.backbone.name, cell.backbone.source, cell.backbone.image_size, first, cache)
-    stores = [open_taps(network, pictures, cache) for pictures in good]
-    learnt = [
-        SeveralTaps([store for store, owner in zip(stores, stream.step_of) if owner == step])
-        for step in range(len(stream.tasks))
-    ]
-    tests = [tested(unit, network, cell, stream.seed) for unit in stream.units]
-    clock.lap("features")
-    embedding = embedding_of(learnt[0], network, cell)
-    context = Context(embedding.steps, network.tensors[-1].shape[3], len(stream.tasks), cell.seed)
-    method = make_method(cell.method.name, context, json.loads(cell.method.settings))
+    prepared = (prepare_trained if is_trained(cell.method.name) else prepare)(cell, stream, good, clock)
+    method, tests = prepared.method, prepared.tests
     shape = (len(stream.tasks), len(stream.units))
     results = Results({name: np.full(shape, np.nan) for name in cell.metrics})
     before: dict[int, tuple[np.ndarray, dict[str, Any]]] = {}
     for step, task in enumerate(stream.tasks):
-        method.learn(task.product, Embedded(learnt[step], embedding))
+        method.learn(task.product, prepared.learnt[step])
         clock.lap(f"learn {step}")
         shares = []
         results.counts = []
         for number in range(shape[1]):
             if stream.step_of[number] > step:
                 continue
-            maps, chosen = scored(method, Embedded(tests[number].maps, embedding), stream.given_task(number))
+            maps, chosen = scored(method, tests[number].batches, stream.given_task(number))
             shares.append(None if stream.task_identity else share_right(chosen, method.task_names, product(stream, number)))
             results.counts.append(np.bincount(chosen[chosen >= 0], minlength=len(method.task_names)).tolist())
             clock.lap(f"score {step}")
             if number not in before or not np.array_equal(before[number][0], maps):  # else the same maps, the same figures
-                before[number] = (maps, figures(tests[number], maps, cell.backbone.image_size))
+                before[number] = (maps, figures(tests[number], maps, cell.backbone.image_size, prepared.sigma))
             for name in cell.metrics:
                 value = before[number][1][name]
                 results.values[name][step, number] = np.nan if value is None else value
@@ -116,13 +135,60 @@ def run_cell(cell: Cell) -> Done:
         results.nbytes.append(method.nbytes())
         device_nbytes = getattr(method, "device_nbytes", None)  # the PaDiM family can tell
         results.device_nbytes.append(None if device_nbytes is None else device_nbytes())
-    return Done(stored(cell, stream, embedding, method, tests, results), clock.seconds)
+        if isinstance(method, TrainedMethod):
+            results.replay_nbytes.append(method.replay_nbytes())
+    grid = prepared.grid or before[0][0].shape[1:]
+    return Done(stored(cell, stream, prepared, grid, results), clock.seconds)
+
+
+def prepare(cell: Cell, stream: Stream, good: Sequence[Pictures], clock: Clock) -> Prepared:
+    """A method on int8 embeddings."""
+    first = [pictures for pictures, step in zip(good, stream.step_of) if step == 0]
+    backbone, cache = cell.backbone, Path(cell.cache)
+    network = open_network(backbone.name, backbone.source, backbone.image_size, first, cache, backbone.layers)
+    stores = [open_taps(network, pictures, cache) for pictures in good]
+    learnt = [SeveralTaps(parts) for parts in by_step(stores, stream)]
+    maps = [open_taps(network, pictures, cache) for pictures in test_pictures(cell, stream)]
+    clock.lap("features")
+    embedding = embedding_of(learnt[0], network, cell)
+    context = Context(embedding.steps, network.tensors[-1].shape[3], len(stream.tasks), cell.seed)
+    method = make_method(cell.method.name, context, json.loads(cell.method.settings))
+    tests = [tested(unit, Embedded(store, embedding), cell) for unit, store in zip(stream.units, maps)]
+    return Prepared(method, [Embedded(store, embedding) for store in learnt], tests, embedding.grid, embedding.depth)
+
+
+def prepare_trained(cell: Cell, stream: Stream, good: Sequence[Pictures], clock: Clock) -> Prepared:
+    """A detector that is trained, on float maps."""
+    frozen = open_frozen(cell.backbone, cell.method.grid)
+    context = Context(np.ones(1), 1, len(stream.tasks), cell.seed, frozen)
+    method = make_method(cell.method.name, context, json.loads(cell.method.settings))
+    assert isinstance(method, TrainedMethod)
+    sets, shown = (
+        [open_items(method.detector, frozen, pictures, Path(cell.cache)) for pictures in group]
+        for group in (good, test_pictures(cell, stream))
+    )
+    learnt = [JoinedTaskItems(parts) for parts in by_step(sets, stream)]
+    tests = [tested(unit, items, cell) for unit, items in zip(stream.units, shown)]
+    clock.lap("features")
+    return Prepared(method, learnt, tests, None, None, 0.0 if method.name in PAIRED else SMOOTHING_SIGMA)
+
+
+def by_step(parts: Sequence[Any], stream: Stream) -> list[list[Any]]:
+    """What belongs to the units of each step."""
+    return [[part for part, owner in zip(parts, stream.step_of) if owner == step] for step in range(len(stream.tasks))]
+
+
+def test_pictures(cell: Cell, stream: Stream) -> list[Pictures]:
+    """The test images of each unit."""
+    root = Path(cell.data)
+    return [Pictures(unit, [sample.path for sample in unit.dataset.test], root, stream.seed) for unit in stream.units]
 
 
 def stored(
-    cell: Cell, stream: Stream, embedding: Embedding, method: ContinualMethod, tests: Sequence[Tested], results: Results
+    cell: Cell, stream: Stream, prepared: Prepared, grid: Sequence[int], results: Results
 ) -> dict[str, Any]:
     """What a cell's file holds."""
+    method, tests = prepared.method, prepared.tests
     steps, units = tuple(task.name for task in stream.tasks), tuple(unit.name for unit in stream.units)
     matrices = [
         ScoreMatrix(name, steps, units, stream.step_of, results.values[name], chance_of(name, tests))
@@ -141,13 +207,14 @@ def stored(
         "settings": json.loads(cell.method.settings),
         "backbone": cell.backbone.label,
         "image_size": cell.backbone.image_size,
-        "grid": list(embedding.grid),
-        "depth": embedding.depth,
+        "grid": list(grid),
+        "depth": prepared.depth,
         "matrices": [matrix.to_dict() for matrix in matrices],
         "routing": results.routing,
         "routed": {"tasks": list(method.task_names), "counts": results.counts if routes else None},
         "bytes": results.nbytes,
         "device_bytes": None if None in results.device_nbytes else results.device_nbytes,
+        **({"replay_bytes": results.replay_nbytes} if results.replay_nbytes else {}),
     }
 
 
@@ -189,18 +256,16 @@ def embedding_of(first: TapStore, network: Network, cell: Cell) -> Embedding:
     return make_embedding(first, tensors, MethodPlan(cell.method.name, grid, {}, 0))
 
 
-def tested(unit: Unit, network: Network, cell: Cell, seed: int) -> Tested:
-    """Maps, labels and masks of a unit's test images; no masks where it has none or nobody asks for figures of pixels."""
-    samples = unit.dataset.test
-    root, size = Path(cell.data), cell.backbone.image_size
-    maps = open_taps(network, Pictures(unit, [sample.path for sample in samples], root, seed), Path(cell.cache))
+def tested(unit: Unit, batches: Iterable[Any], cell: Cell) -> Tested:
+    """Labels and masks of a unit's test images; no masks where it has none or nobody asks for figures of pixels."""
+    samples, size = unit.dataset.test, cell.backbone.image_size
     labels = np.array([sample.label for sample in samples])
     asked = any(metric.startswith("pixel") for metric in cell.metrics)
     if not asked or all(sample.mask is None for sample in samples):
-        return Tested(maps, labels, np.zeros(0, np.int64), [])
+        return Tested(batches, labels, np.zeros(0, np.int64), [])
     masks = [mask_of(unit, sample, size, size) for sample in samples]
     marked = np.array([i for i, mask in enumerate(masks) if mask is not None])
-    return Tested(maps, labels, marked, [mask for mask in masks if mask is not None])
+    return Tested(batches, labels, marked, [mask for mask in masks if mask is not None])
 
 
 def product(stream: Stream, number: int) -> str:
@@ -208,15 +273,15 @@ def product(stream: Stream, number: int) -> str:
     return stream.tasks[stream.step_of[number]].product
 
 
-def scored(method: ContinualMethod, embeddings: Embedded, task: int | None) -> tuple[np.ndarray, np.ndarray]:
+def scored(method: ContinualMethod, batches: Iterable[Any], task: int | None) -> tuple[np.ndarray, np.ndarray]:
     """(n, H, W) maps, and the tasks that were chosen: (n,) or (n, H, W)."""
-    parts = [method.score(batch, task) for batch in embeddings]
+    parts = [method.score(batch, task) for batch in batches]
     return np.concatenate([part.maps for part in parts]), np.concatenate([part.tasks for part in parts])
 
 
-def figures(test: Tested, maps: np.ndarray, size: int) -> dict[str, Any]:
+def figures(test: Tested, maps: np.ndarray, size: int, sigma: float) -> dict[str, Any]:
     """All figures of a unit, those of ``tinyvad eval``."""
-    return quality(test.labels, maps.max((1, 2)), test.masks, list(upsample(maps[test.marked], (size, size))))
+    return quality(test.labels, maps.max((1, 2)), test.masks, list(upsample(maps[test.marked], (size, size), sigma)))
 
 
 def share_right(chosen: np.ndarray, names: Sequence[str], right: str) -> float | None:

@@ -110,22 +110,25 @@ class SeveralTaps(TapStore):
             yield from store.batches()
 
 
-def open_network(name: str, sha256: str, size: int, first: Sequence[Pictures], cache: Path) -> Network:
+def open_network(
+    name: str, sha256: str, size: int, first: Sequence[Pictures], cache: Path, layers: tuple[str, ...] | None = None
+) -> Network:
     """The network quantised on up to ``CALIBRATION_IMAGES`` of the first task's good images, evenly chosen.
 
     Args:
-        name: of the backbone, or its file. sha256: of its weights, '' where there is no file of them.
+        name: of the backbone, or its file. sha256: of its weights, '' where there is no file of them. layers: taps; None:
+            its own.
 
     Raises:
         InputError: no such backbone, one with other weights, or an image can't be read.
     """
-    backbone = _backbone(name, sha256)
+    backbone = opened(name, sha256, layers)
     preprocessing = Preprocessing(size, size, backbone.mean, backbone.std)
     graph = backbone.graph_at(size)
     chosen = _evenly(first, CALIBRATION_IMAGES)
     floats = hashlib.sha256(to_onnx(graph).SerializeToString()).hexdigest()
     identities = [identity for pictures in chosen for identity in pictures.identities()]
-    key = _hash("network", __version__, floats, repr(preprocessing), *identities)
+    key = hashed("network", __version__, floats, repr(preprocessing), *identities)
 
     def write(file: BinaryIO) -> None:
         images = (image for pictures in chosen for image in pictures.images(preprocessing))
@@ -137,7 +140,7 @@ def open_network(name: str, sha256: str, size: int, first: Sequence[Pictures], c
     assert first_grid is not None  # to_tflite has written it
     scale, zero_point = float(first_grid.scale[0]), int(first_grid.zero_point[0])
     table = input_table(preprocessing.mean, preprocessing.std, scale, zero_point)
-    digest = _hash("int8", str(size), hashlib.sha256(data).hexdigest(), hashlib.sha256(table.tobytes()).hexdigest())
+    digest = hashed("int8", str(size), hashlib.sha256(data).hexdigest(), hashlib.sha256(table.tobytes()).hexdigest())
     return Network(preprocessing, table, quantized, digest)
 
 
@@ -153,7 +156,7 @@ def open_taps(network: Network, pictures: Pictures, cache: Path) -> CachedTaps:
             maps = network.engine.features(apply_table(np.stack(images), network.table))
             file.write(np.concatenate([m.reshape(len(images), -1) for m in maps], axis=1).tobytes())
 
-    key = _hash("taps", network.key, *pictures.identities())
+    key = hashed("taps", network.key, *pictures.identities())
     return CachedTaps(cached(cache / f"{key}.taps", write), network.tensors)
 
 
@@ -211,12 +214,18 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @lru_cache(maxsize=4)
-def _backbone(name: str, sha256: str) -> Backbone:
-    backbone = open_backbone(name)
+def opened(name: str, sha256: str, layers: tuple[str, ...] | None) -> Backbone:
+    """A backbone, opened once a process.
+
+    Raises:
+        InputError: none of that name, or one with other weights.
+    """
+    backbone = open_backbone(name, None if layers is None else list(layers))
     if (backbone.sha256 or "") != sha256:
         raise InputError(f"backbone {name} has other weights here than where the grid was read: use one file everywhere")
     return backbone
 
 
-def _hash(*words: str) -> str:
+def hashed(*words: str) -> str:
+    """A name for an entry that depends on ``words``."""
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]

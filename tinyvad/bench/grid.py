@@ -21,9 +21,10 @@ import numpy as np
 from tinyvad.backbones.source import open_backbone
 from tinyvad.bench.features import identity
 from tinyvad.continual.base import Context
-from tinyvad.continual.methods import make_method, settings_of
+from tinyvad.continual.methods import is_trained, make_method, settings_of
 from tinyvad.continual.streams import Stream, make_stream
 from tinyvad.errors import InputError
+from tinyvad.fitting_trained import PAIRED
 from tinyvad.images import Dataset, find_datasets
 from tinyvad.version import __version__
 
@@ -57,6 +58,7 @@ orders = ["alphabetical", "shuffled 1", "shuffled 2"]   # or "given" (as in cate
 [[backbones]]
 name = "mcunet-in3"                 # `tinyvad backbones` lists them; or an .onnx or .tflite file
 image_size = 160
+# layers = ["block6", "block10"]    # what is tapped; default: the backbone's own choice
 
 [[methods]]                         # a list as a value tries each
 name = "padim-compact-multi"
@@ -73,6 +75,14 @@ budget = "256K"                     # bytes of all tasks together; or rows = 100
 
 # also padim-original, padim[-lite]-uni|multi, padim-compact-uni, patchcore[-lite]-cl|cl-mean-nn|cl++|online; bounds of each
 # family: -fine-tuning, -joint, -separate
+#
+# detectors that are trained (pip install 'tinyvad[train]'): stfpm-, paste-, cfa-, simplenet- with fine-tuning, joint,
+# replay, compressed-replay, ewc, si, mas or lwf, such as
+#
+# [[methods]]
+# name = "paste-compressed-replay"
+# form = ["float32", "int8"]        # how maps are stored; size = 100 items of all tasks, mode = "concat" or "replace"
+# images = 100                      # at most so many a task; epochs, learning_rate, batch, patience, held_out: the recipe's
 """
 
 
@@ -99,12 +109,17 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """A backbone; ``label`` is its name without folders, ``source`` tells its weights apart."""
+    """A backbone; ``label`` is its name without folders, ``source`` tells its weights apart.
+
+    Attributes:
+        layers: what is tapped; None: the backbone's own choice.
+    """
 
     name: str
     label: str
     source: str
     image_size: int
+    layers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,8 @@ class Cell:
         """Of its file: readable words, and a hash of all that its result depends on."""
         facts = {key: value for key, value in asdict(self).items() if key not in ("data", "cache")}
         facts["backbone"] = {**facts["backbone"], "name": ""}  # its file's place says nothing
+        if self.backbone.layers is None:
+            del facts["backbone"]["layers"]
         key = hashlib.sha256(json.dumps([__version__, facts], sort_keys=True).encode()).hexdigest()[:12]
         words = f"{self.stream.name} {self.method.label} {self.backbone.label} {self.order_name} {self.seed}"
         return f"{re.sub('[^a-z0-9.+]+', '-', words.lower())[:100].strip('-')}-{key}"
@@ -242,15 +259,18 @@ def _stream(path: Path, number: int, table: dict[str, Any]) -> tuple[StreamSpec,
 
 def _backbone(path: Path, number: int, table: dict[str, Any]) -> BackboneSpec:
     where = f"backbones[{number}]"
-    _check_keys(path, where, table, ("name", "image_size"))
+    _check_keys(path, where, table, ("name", "image_size", "layers"))
     name = _take(path, table, "name", str, where=where)
+    layers = tuple(_take(path, table, "layers", list, [], where)) or None
+    if layers is not None and not _are_names(layers):
+        raise InputError(f"{path}: {where}.layers is {list(layers)}; expected a list of names")
     size = _take(path, table, "image_size", int, where=where)
     if not 32 <= size <= 1024:
         raise InputError(f"{path}: {where}.image_size is {size}; choose 32 to 1024 pixels")
     if name.lower().endswith((".onnx", ".tflite")):
         name = str((path.parent / name).resolve())
-    backbone = open_backbone(name)
-    return BackboneSpec(backbone.name if name == "auto" else name, backbone.name, backbone.sha256 or "", size)
+    backbone = open_backbone(name, None if layers is None else list(layers))
+    return BackboneSpec(backbone.name if name == "auto" else name, backbone.name, backbone.sha256 or "", size, layers)
 
 
 def _methods(path: Path, number: int, table: dict[str, Any]) -> list[MethodSpec]:
@@ -265,6 +285,8 @@ def _methods(path: Path, number: int, table: dict[str, Any]) -> list[MethodSpec]
         grid = chosen.pop("grid", None)
         if grid is not None and not (isinstance(grid, int) and 1 <= grid <= 128):
             raise InputError(f"{path}: {where}.grid is {grid!r}; choose 1 to 128 cells a side")
+        if grid is not None and is_trained(name) and name.startswith(PAIRED):
+            raise InputError(f"{path}: {where}.grid does not go with {name}: its map has the cells of the finest layer")
         settings = settings_of(name, chosen, f"{path}: {where}")
         try:
             make_method(name, Context(np.ones(1), 1), settings)

@@ -7,9 +7,8 @@ works with or without the task's identity. The methods are study forms of the de
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -42,8 +41,8 @@ class Context:
         last_channels: C, channels of the last tapped tensor (the tail of the embedding), for prototype routing.
         tasks: how many tasks the stream will have, for methods that divide a budget.
         seed: of every random choice.
-        frozen: what trained detectors stand on, which need nothing of ``steps`` and ``last_channels``; None: they only check
-            their settings.
+        frozen: what trained detectors stand on (they need nothing of ``steps`` and ``last_channels``); None: they only
+            check their settings.
     """
 
     steps: np.ndarray
@@ -74,11 +73,11 @@ class ContinualMethod(Protocol):
 
     task_names: list[str]
 
-    def learn(self, task: str, embeddings: Iterable[np.ndarray]) -> None:
-        """Learn one task from batches (n, H, W, D); ``embeddings`` can be iterated over several times."""
+    def learn(self, task: str, embeddings: Any, /) -> object:
+        """Learn one task from batches (n, H, W, D), an iterable for several passes; trained methods take ``TaskItems``."""
 
-    def score(self, embeddings: np.ndarray, task: int | None = None) -> Scored:
-        """Score (n, H, W, D); ``task``: the known task's number, None: the method finds it."""
+    def score(self, embeddings: Any, task: int | None = None, /) -> Scored:
+        """Score (n, H, W, D), or the arrays of items; ``task``: the known task's number, None: the method finds it."""
 
     def nbytes(self) -> int:
         """Bytes of all that the method keeps to score and to learn the next task."""

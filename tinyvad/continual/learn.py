@@ -37,6 +37,7 @@ from tinyvad.files import write_bytes
 from tinyvad.fitting import TapStore, shifted_copies
 from tinyvad.graph.ir import Tensor
 from tinyvad.model import BACKBONES, Model, load
+from tinyvad.project import TRAINED
 
 LONGEST_NAME = 64
 FIRMWARE_BANK = Path("firmware") / "bank.tvb"
@@ -92,6 +93,11 @@ class Learner:
         if (self.folder / BACKBONES["onnx"]).exists():
             self.models["onnx"] = given.get("onnx") or load(self.folder, "onnx")
         manifest = self.models["int8"].manifest
+        if manifest["method"]["name"] in TRAINED:
+            raise InputError(
+                f"{folder} has a trained network: it learns by `tinyvad learn BUILD --data DIR --task NAME` alone, without "
+                "--watch, --forget or --undo"
+            )
         self.layers: list[str] = manifest["backbone"]["layers"]
         self.settings = Settings.of(manifest)
         self.slot_bytes: int = manifest["learning"]["slot_bytes"]

@@ -25,15 +25,18 @@ from tinyvad.continual.patchcore import (
     PatchCorePlus,
     PatchCoreSeparate,
 )
+from tinyvad.continual.replay import COMPOSITIONS
+from tinyvad.continual.trained import TrainedMethod
 from tinyvad.detectors.coreset import farthest_first
 from tinyvad.detectors.product_quantizer import fit_quantizer
 from tinyvad.detectors.task_memory import draw_candidates
 from tinyvad.errors import InputError
-from tinyvad.project import parse_bytes
+from tinyvad.project import TRAINED, parse_bytes
 
 COMPACT_DIMENSIONS = 40  # the fewest at which compact PaDiM keeps its quality
 ROWS = 1000  # of a memory bank, all tasks together
 CODEBOOK_CANDIDATES = 50_000  # patch vectors
+REPLAYED = 100  # items, all tasks together: the thesis and the edge benchmark
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,28 @@ def _online(text: str, lite: bool = False) -> Entry:
     return Entry(text, {"rows": ROWS, **rule, **codes}, make)
 
 
+def _trained(detector: str, way: str) -> Entry:
+    """A detector that is trained, and how it is kept from forgetting."""
+
+    def make(context: Context, settings: dict[str, Any]) -> ContinualMethod:
+        return TrainedMethod(context, detector, way, settings)
+
+    recipe = dict.fromkeys(("epochs", "batch", "learning_rate", "patience", "held_out", "images"))
+    shared = {"shared": None} if detector == "paste" else {}
+    return Entry(_WAYS[way][0], {**recipe, **shared, **_WAYS[way][1]}, make)
+
+
+_REPLAY = {"size": REPLAYED, "mode": COMPOSITIONS[0]}
+_WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fine-tuning": ("bound: trained on each task alone", {}),
+    "joint": ("bound: trained anew on the images of all tasks", {}),
+    "replay": ("some images of every task are trained on again", _REPLAY),
+    "compressed-replay": ("some of the frozen trunk's maps are trained on again", {**_REPLAY, "form": "float32"}),
+    "ewc": ("parameters are held by the Fisher information of old tasks", {"strength": 100.0, "decay": 1.0}),
+    "si": ("parameters are held by what they did for old tasks' losses", {"strength": 1.0}),
+    "mas": ("parameters are held by how much outputs depend on them", {"strength": 1.0}),
+    "lwf": ("outputs are held near the old network's", {"strength": 1.0}),
+}
 _SELECT = {"select": "patch", "log_determinant": False}
 _PADIM_TEXTS = {
     "uni": "one Gaussian a cell for all tasks, merged exactly",
@@ -166,15 +191,18 @@ METHODS: dict[str, Entry] = {
     "patchcore-lite-fine-tuning": _patchcore(PatchCoreFineTune, _BANKS["fine-tuning"] + _CODED, True),
     "patchcore-lite-separate": _patchcore(PatchCoreSeparate, _BANKS["separate"] + _CODED, True, route="prototype"),
     "patchcore-lite-online": _online(_BANKS["online"] + _CODED, True),
+    **{f"{detector}-{way}": _trained(detector, way) for detector in TRAINED for way in _WAYS},
 }
 
 
-_NUMBER, _TEXT = (int,), (str,)
+_NUMBER, _REAL, _TEXT = (int,), (int, float), (str,)
 KINDS: dict[str, tuple[type, ...]] = {
     "dimensions": _NUMBER, "bits": _NUMBER, "rows": _NUMBER, "max_candidates": _NUMBER, "subspaces": _NUMBER,
     "per_image": _NUMBER, "auto_points": _NUMBER, "budget": (int, str), "tau": (int, float, str), "select": _TEXT,
     "of": _TEXT, "route": _TEXT, "start": _TEXT, "codebooks": _TEXT, "when_full": _TEXT, "gate": _TEXT,
-    "log_determinant": (bool,), "per_task": (bool,),
+    "log_determinant": (bool,), "per_task": (bool,), "epochs": _NUMBER, "batch": _NUMBER, "learning_rate": _REAL,
+    "patience": _NUMBER, "held_out": _REAL, "images": _NUMBER, "shared": _TEXT, "size": _NUMBER, "mode": _TEXT,
+    "form": _TEXT, "strength": _REAL, "decay": _REAL,
 }  # fmt: skip
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
@@ -200,6 +228,11 @@ def settings_of(name: str, given: Mapping[str, Any], where: str) -> dict[str, An
 def make_method(name: str, context: Context, settings: Mapping[str, Any]) -> ContinualMethod:
     """A method that has learnt nothing yet; ``settings`` as ``settings_of`` gives them."""
     return METHODS[name].make(context, dict(settings))
+
+
+def is_trained(name: str) -> bool:
+    """True if it learns from float maps and images (``TaskItems``), not from int8 embeddings."""
+    return name.partition("-")[0] in TRAINED
 
 
 def needs_one_step(name: str) -> bool:

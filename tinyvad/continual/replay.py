@@ -96,24 +96,32 @@ class ReplayBuffer:
         return sum(array.nbytes for array in self.arrays().values())
 
     def arrays(self) -> Arrays:
-        """All that is kept: '<task's number>/<task>/<map>/<rows or shared>/<name>' -> array."""
+        """All that is kept: '<task's number>/<task>/<map>/<form>/<rows or shared>/<name>' -> array."""
         return {
-            f"{number}/{task}/{index}/{name}": array
+            f"{number}/{task}/{index}/{self.form}/{name}": array
             for number, (task, kept) in enumerate(zip(self.tasks, self._kept, strict=True))
             for index, encoded in enumerate(kept)
             for name, array in encoded.arrays().items()
         }
 
     def restore(self, arrays: Arrays) -> None:
-        """Take over ``arrays()`` of a memory of the same form."""
+        """Take over ``arrays()`` of a memory of the same form and no larger one.
+
+        Raises:
+            InputError: another form, or more items than ``max_size``.
+        """
         found: dict[tuple[int, str], dict[int, Arrays]] = {}
         for key, array in arrays.items():
             number, rest = key.split("/", 1)
-            task, index, kind, name = rest.rsplit("/", 3)
-            found.setdefault((int(number), task), {}).setdefault(int(index), {})[f"{kind}/{name}"] = array
+            task, index, form, part, name = rest.rsplit("/", 4)
+            if form != self.form:
+                raise InputError(f"replay memory: what is restored is {form}, not {self.form}; use form {form!r}")
+            found.setdefault((int(number), task), {}).setdefault(int(index), {})[f"{part}/{name}"] = array
         ordered = sorted(found)
         self.tasks = [task for _, task in ordered]
         self._kept = [[Encoded.of_arrays(found[key][index]) for index in sorted(found[key])] for key in ordered]
+        if sum(self.sizes) > self.max_size:
+            raise InputError(f"replay memory: {sum(self.sizes)} items are restored, {self.max_size} fit; use the old size")
 
     def _shares(self, tasks: int, rng: np.random.Generator) -> list[int]:
         """Items that each of so many tasks may hold."""
@@ -141,12 +149,14 @@ class Replay:
             the remainder from random ones.
 
     Raises:
-        InputError: another composition.
+        InputError: another composition, or a ratio that is no share.
     """
 
     def __init__(self, current: Items, old: Sequence[Items], composition: str = "concat", ratio: float = RATIO) -> None:
         if composition not in COMPOSITIONS:
             raise InputError(f"replay: no composition {composition!r}; choose one of {', '.join(COMPOSITIONS)}")
+        if not 0 <= ratio <= 1:
+            raise InputError(f"replay: ratio is {ratio}; give the share of a batch to replace, from 0 to 1")
         self.current = current
         self.old = [items for items in old if len(items)]
         self.composition = composition

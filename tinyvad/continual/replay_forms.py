@@ -31,11 +31,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from tinyvad.continual import replay_levels as levels
 from tinyvad.detectors.product_quantizer import ProductQuantizer, fit_quantizer
@@ -112,14 +112,19 @@ def encode(form: str, maps: np.ndarray, rng: np.random.Generator) -> Encoded:
         )
     if not np.isfinite(maps).all():
         raise InputError("replay memory: maps hold values that are not finite; check the images and the weights")
-    with threadpool_limits(1, user_api="blas"):  # the same bytes on any number of cores
+    with _blas().limit(limits=1, user_api="blas"):  # the same bytes on any number of cores
         return FORMS[form].encode(maps, rng)
 
 
 def decode(form: str, encoded: Encoded) -> np.ndarray:
     """(n, H, W, C) float32 maps; uint8 images of 'image'."""
-    with threadpool_limits(1, user_api="blas"):
+    with _blas().limit(limits=1, user_api="blas"):
         return FORMS[form].decode(encoded)
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()  # finding the libraries takes milliseconds: once
 
 
 def row_bytes(form: str, shape: Sequence[int]) -> int | None:
@@ -246,7 +251,8 @@ def _encode_pq(maps: np.ndarray, rng: np.random.Generator) -> Encoded:
     flat = maps.reshape(-1, channels)
     training = flat[np.sort(rng.permutation(len(flat))[:PQ_ROWS])]
     quantizer = fit_quantizer(training, _pairs(channels), 8, rng)
-    return Encoded({"codes": _as_maps(quantizer.encode(flat), maps)}, {"codebooks": quantizer.codebooks, "indices": quantizer.indices})
+    shared = {"codebooks": quantizer.codebooks, "indices": quantizer.indices}
+    return Encoded({"codes": _as_maps(quantizer.encode(flat), maps)}, shared)
 
 
 def _decode_pq(encoded: Encoded) -> np.ndarray:

@@ -14,8 +14,8 @@ LwF         strength * distance of the outputs from the old network's   (on the 
 =========== =========================================================== ===================================================
 
 p* are the parameters after the last task. Gradients of importances are of one image each, never of a batch, whose mean is
-up to its size smaller; networks are in evaluation mode then. Outputs are those of the detector's graph: the student's maps as
-they are (normalised ones all have one length, and MAS would find nothing), CFA's descriptor, SimpleNet's hidden layer.
+up to its size smaller; networks are in evaluation mode then. Outputs are those of the detector's graph: the student's maps
+as they are (normalised ones all have one length, and MAS would find nothing), CFA's descriptor, SimpleNet's hidden layer.
 
 Sources: EWC (Kirkpatrick et al. 2017), its online form (Schwarz et al. 2018); SI (Zenke et al. 2017); MAS (Aljundi et al.
 2018); LwF (Li and Hoiem 2016), on features instead of class probabilities.
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -132,11 +133,9 @@ class EWC(_Anchored):
         self.decay = decay
 
     def end_task(self, detector: TrainedDetector, items: Items) -> None:
-        fisher = _mean_over_images(detector, items, _own_loss(detector), np.square)
-        self.importance = {
-            name: new if name not in self.importance else _float32(self.decay * self.importance[name].astype(np.float64) + new)
-            for name, new in fisher.items()
-        }
+        for name, new in _mean_over_images(detector, items, _own_loss(detector), np.square).items():
+            old = self.importance.get(name, np.float32(0))
+            self.importance[name] = _float32(self.decay * old.astype(np.float64) + new)
         self._anchor_at(detector)
 
 
@@ -148,13 +147,11 @@ class MAS(_Anchored):
         self.tasks = 0
 
     def end_task(self, detector: TrainedDetector, items: Items) -> None:
-        found = _mean_over_images(detector, items, _squared_outputs(detector), np.abs)
         self.tasks += 1
         share = 1 / self.tasks
-        self.importance = {
-            name: new if self.tasks == 1 else _float32((1 - share) * self.importance[name].astype(np.float64) + share * new)
-            for name, new in found.items()
-        }
+        for name, new in _mean_over_images(detector, items, _squared_outputs(detector), np.abs).items():
+            old = self.importance.get(name, np.float32(0))
+            self.importance[name] = _float32((1 - share) * old.astype(np.float64) + share * new)
         self._anchor_at(detector)
 
     def arrays(self) -> Arrays:
@@ -169,8 +166,8 @@ class SI(_Anchored):
     """Synaptic intelligence: a parameter counts as much as it lowered the task's own loss on its way.
 
     omega adds up -gradient * step, the gradient of the loss without the penalty and before the step. After a task the
-    importance grows by max(0, omega / (way^2 + ``DAMPING``)). The way is the one that the steps went, to its end, even where an
-    earlier epoch's network is kept. Batch norms' scales and offsets have no importance.
+    importance grows by max(0, omega / (way^2 + ``DAMPING``)). The way is the one that the steps went, to its end, even
+    where an earlier epoch's network is kept. Batch norms' scales and offsets have no importance.
     """
 
     def __init__(self, strength: float) -> None:
@@ -304,6 +301,15 @@ def _distance(method: str, new: Sequence[Any], old: Sequence[np.ndarray]) -> Any
 
 def _sum_of_squares(maps: Sequence[Any], others: Sequence[Any]) -> Any:
     """Sum over maps of the squared differences, float64, on the tape."""
+    total: Any = 0.0
+    for x, other in zip(maps, others, strict=True):
+        total = total + _squares()(x, other)
+    return total
+
+
+@cache
+def _squares() -> Callable[[Any, Any], Any]:
+    """The primitive, made when something is trained: the tape needs autograd."""
     from tinyvad.training.tape import differentiable
 
     def backward(_: Any, __: Any, args: tuple[Any, ...], ___: Any) -> Callable[[Any], tuple[Any, ...]]:
@@ -314,10 +320,7 @@ def _sum_of_squares(maps: Sequence[Any], others: Sequence[Any]) -> Any:
     def squares(x: np.ndarray, other: np.ndarray) -> np.float64:
         return np.float64(np.square((x - other).astype(np.float64)).sum())
 
-    total: Any = 0.0
-    for x, other in zip(maps, others, strict=True):
-        total = total + squares(x, other)
-    return total
+    return squares
 
 
 def _prefixed(prefix: str, arrays: Arrays) -> Arrays:

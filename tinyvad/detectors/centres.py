@@ -4,15 +4,15 @@ Flows in: int8 embeddings (n, H, W, D) of the network's only tap, the descriptor
 (n, H, W) uint32 scores in steps of ``unit``, softmin(delta)_1 * delta_1 of the three smallest distances delta, in integers:
 
     v      = (e + offsets[i] + offsets[H + j] + half) >> shift         grid row i, column j; half = 2^shift / 2
-    delta  = floor(sqrt(2^16 * |v - centre|^2)), the three smallest, ascending; 8 bits behind the point
+    delta  = floor(sqrt(2^24 * |v - centre|^2)), the three smallest, ascending; 12 bits behind the point
     E_k    = exp table at delta_k - delta_1, 16 bits behind the point, interpolated, for k = 2, 3
     score  = (delta_1 * ((2^32 - 1) // (2^16 + E_2 + E_3))) >> 16
 
-``offsets`` hold the descriptor's coordinate part less the middle of the centres, so that the centres fill int8. ``shift`` is
-0 but for centres that reach beyond int8 in units of the embedding.
+``offsets`` hold the descriptor's coordinate part less the middle of the centres, so that the centres fill int8. ``shift``
+is 0 but for centres that reach beyond int8 in units of the embedding.
 
-Of the same three distances in floating point the score is off by at most 0.05 % and two steps, where 256 steps are at most
-``FINE`` (a unit of the embedding is small against 1, over which exp falls by e). C: export/runtime/tvad_score_centres.c.
+Of the same three distances in floating point the score is off by no more than a part of 0.0005 + unit, and two steps.
+C: export/runtime/tvad_score_centres.c.
 
 Source: Lee et al., CFA, IEEE Access 2022, equation of the anomaly score; the fixed-point form is ours, docs/SPEC.md, CFAS.
 """
@@ -31,13 +31,12 @@ from tinyvad.errors import InputError
 from tinyvad.graph.fixed_point import round_half_away
 
 NEAREST = 3
-FRACTION = 8  # bits behind the point of a distance
+FRACTION = 12  # bits behind the point of a distance
 TABLE = 512  # values of exp, the last one for all that is further
 ONE = 1 << 16  # exp(0) in the table
 FAR = 11.8  # exp(-FAR) rounds to 0 in the table
-FINE = FAR  # real value of a unit of v up to which the stated tolerance holds
 MAX_SHIFT = 7  # of v
-MAX_STEP = 15  # bits of a difference of distances between two values of the table
+MAX_STEP = 19  # bits of a difference of distances between two values of the table
 LARGEST_VALUE = (1 << 15) - 1  # of |v - centre|
 LARGEST_SUM = (1 << 31) - 2  # of a squared distance
 _REMEDY = "build the bank again"
@@ -52,7 +51,7 @@ class CentresScorer:
         offsets: (H + W, D) int16: added to every vector of a grid row, then of a grid column.
         table: (512,) uint32, exp(-i 2^step_bits unit) * 2^16.
         grid: (H, W).
-        shift: of v, 0 to 7. step_bits: 0 to 15.
+        shift: of v, 0 to 7. step_bits: 0 to 19.
         unit: real value of one step of the score.
     """
 
@@ -76,7 +75,7 @@ class CentresScorer:
             step: real value of one unit of the embedding.
 
         Raises:
-            InputError: fewer than three centres, numbers that are not finite, or centres far beyond what the embedding holds.
+            InputError: fewer than three centres, numbers that are not finite, or centres far beyond the embedding's reach.
         """
         floats = [np.asarray(a, np.float64) for a in (centres, rows, columns)]
         if len(floats[0]) < NEAREST:
@@ -137,8 +136,9 @@ class CentresScorer:
 
     def scores_of(self, squared: np.ndarray) -> np.ndarray:
         """(..., 3) int64 ascending squared distances below 2^31 -> (...) uint32."""
-        # below 2^47: float64's root of an integer n^2 - 1 does not round up to n
-        delta = np.sqrt((squared << 2 * FRACTION).astype(np.float64)).astype(np.int64)
+        shifted = squared << 2 * FRACTION  # below 2^55
+        delta = np.sqrt(shifted.astype(np.float64)).astype(np.int64)
+        delta -= delta * delta > shifted  # the root may have been rounded up
         others = self._exp(delta[..., 1:] - delta[..., :1]).sum(-1)
         return ((delta[..., 0] * (((1 << 32) - 1) // (ONE + others))) >> 16).astype(np.uint32)
 

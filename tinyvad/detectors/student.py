@@ -107,9 +107,10 @@ class Stfpm:
         return join(self.teacher, fold(self.network))
 
     def arrays(self) -> Arrays:
-        """Parameters and running statistics; masks, where there are some."""
-        masks = dict(zip(map(MASK.format, self.layers), self.masks or ()))
-        return {**self.network.parameters, **self.network.statistics, **masks}
+        """Parameters and running statistics; ``keep`` and masks, where there are some."""
+        selective = {} if self.keep is None else {"keep": np.array(self.keep)}
+        selective.update(zip(map(MASK.format, self.layers), self.masks or ()))
+        return {**self.network.parameters, **self.network.statistics, **selective}
 
     def restore(self, arrays: Arrays) -> None:
         """Take over ``arrays()``."""

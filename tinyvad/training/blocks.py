@@ -140,7 +140,7 @@ def multiply_back(
     def work(first: int, last: int) -> None:
         for block in range(first, last):
             chosen = slice(block * step, (block + 1) * step)
-            if dx is not None:
+            if dx is not None and matrix is not None:
                 np.matmul(g[chosen], matrix, out=dx[chosen])
             if parts is not None and x is not None:
                 np.matmul(g[chosen].T, x[chosen], out=parts[block])

@@ -148,7 +148,7 @@ def train(
     _check(recipe, items)
     started = time.perf_counter()
     held_out = held_out if held_out is not None and len(held_out) else None
-    identity = _identity(detector, items, held_out, recipe, strategy)
+    identity = _identity(detector, items, held_out, recipe, strategy, replay)
     detector.prepare(items)
     if strategy is not None:
         strategy.begin_task(detector, items)
@@ -311,11 +311,13 @@ def _peak(
 
 
 def _identity(
-    detector: TrainedDetector, items: Items, held_out: Items | None, recipe: Recipe, strategy: Strategy | None
-) -> str:
+    detector: TrainedDetector, items: Items, held_out: Items | None, recipe: Recipe, strategy: Strategy | None,
+    replay: Replay | None,
+) -> str:  # fmt: skip
     """A hash of all that a training starts from (of the items: how many, and the first and last)."""
     digest = hashlib.sha256()
-    facts = [detector.method, asdict(recipe), type(strategy).__name__, len(items), len(held_out or ())]
+    mixed = [type(part).__name__ for part in (strategy, replay)]
+    facts = [detector.method, asdict(recipe), mixed, len(items), len(held_out or ())]
     digest.update(json.dumps(facts).encode())
     ends = items.take(np.array([0, len(items) - 1]))
     started = strategy.arrays() if strategy is not None else {}

@@ -21,7 +21,8 @@ from tinyvad.training.network import Arrays
 try:
     from autograd.core import VJPNode, add_outgrads
     from autograd.extend import defvjp_argnums, primitive, vspace
-    from autograd.tracer import getval, isbox, new_box, toposort, trace_stack
+    from autograd.tracer import getval, isbox, new_box, trace_stack
+    from autograd.util import toposort
 except ImportError as error:
     raise InputError("training needs autograd: pip install 'tinyvad[train]'") from error
 
