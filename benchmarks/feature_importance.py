@@ -123,7 +123,7 @@ def shared_table(products: list[Product], names: list[str]) -> list[str]:
                 lows, highs = [p.lows[i] for p in products[:few]], [p.highs[i] for p in products[:few]]
                 rules = {
                     "1": without_shared(masks[i]),
-                    "2": without_clashing(masks[i], lows, highs),
+                    "2_overlap": without_clashing(masks[i], lows, highs, apart=False),
                     "2_apart": without_clashing(masks[i], lows, highs, apart=True),
                 }
                 every = np.any(masks[i], axis=0)

@@ -186,15 +186,15 @@ def check(network: Network, batch: int) -> str:
     )
 
 
-def measure(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side's step, in turn; three rounds to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+def measure(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of each side's step by the clock and of processor, in turn; three rounds to warm up."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for i in range(rounds + 3):
         for name, step in sides.items():
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             step()
             if i >= 3:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append((time.perf_counter() - start, time.process_time() - busy))
     return seconds
 
 
@@ -257,14 +257,16 @@ def table(model: Path, sizes: list[int], batch: int, rounds: int) -> str:
         makers = {OURS: ours, **({THEIRS: theirs} if with_tensorflow else {})}
         seconds = measure({name: make(network, *data)[0] for name, make in makers.items()}, rounds)
         for name, times in seconds.items():
-            ratios = sorted(own / other for own, other in zip(seconds[OURS], times, strict=True))
+            ratios = sorted(own[0] / other[0] for own, other in zip(seconds[OURS], times, strict=True))
             middle = statistics.median(ratios)
             if name == THEIRS:
                 medians.append(middle)
             shown = "1" if name == OURS else f"{ratios[0]:.2f}, {middle:.2f}, {ratios[-1]:.2f}"
             macs = f"{network.graph.macs() / 1e6:.1f}"
-            best, median = min(times) * 1e3, statistics.median(times) * 1e3
-            rows.append(f"| {size} px, {macs} million MACs | {name} | {best:.1f}, {median:.1f} | {shown} |")
+            clock, processor = zip(*times, strict=True)
+            shown_times = min(clock), statistics.median(clock), statistics.median(processor)
+            best, median, busy = (f"{1e3 * value:.1f}" for value in shown_times)
+            rows.append(f"| {size} px, {macs} million MACs | {name} | {best}, {median} | {shown} | {busy} |")
     lines = [
         "# A training step of PaSTe's tail against TensorFlow/Keras",
         "",
@@ -272,8 +274,9 @@ def table(model: Path, sizes: list[int], batch: int, rounds: int) -> str:
         "interleaved rounds.",
         machine(("numpy", "numba", "autograd", "tensorflow-cpu", "tensorflow", "keras")) + ".",
         "",
-        "| image, forward of one | side | ms a step: best, median | tinyvad's time over it: min, median, max |",
-        "|---|---|---|---|",
+        "| image, forward of one | side | ms a step: best, median | tinyvad's time over it: min, median, max "
+        "| processor ms a step, median |",
+        "|---|---|---|---|---|",
         *rows,
         "",
         *(f"{line}." for line in agreements),

@@ -55,7 +55,7 @@ class Small:
         return far.index(min(far))
 
     def routed(self, maps: list[np.ndarray]) -> np.ndarray:
-        """(1, ...) int8, whose last values make an image's signature: its embedding, or where there is none its last map."""
+        """(1, ...) int8, whose last values make an image's signature: its embedding, else its last map."""
         return maps[-1][None] if self.embedding.native else self.embedding.integer([q[None] for q in maps])
 
     def embeddings(self, rng: np.random.Generator, n: int) -> np.ndarray:

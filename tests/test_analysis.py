@@ -79,7 +79,7 @@ def test_facts_of_products_by_hand() -> None:
     assert facts["chosen_by"] == [5 / 8, 2 / 8, 1 / 8]
     assert facts["dropped_by_rule_1"] == 0.5
     # the ranges are one point each, the same one: nothing in common to speak of
-    assert facts["dropped_by_rule_2"] == 0 and facts["dropped_by_rule_2_apart"] == 0.5
+    assert facts["dropped_by_rule_2_overlap"] == 0 and facts["dropped_by_rule_2_apart"] == 0.5
     found = product_facts(products[0], ["a"], [masks[0]])
     assert found["mask_bytes"] == 1
     assert found["layers"]["a"]["kept"] == 0.25

@@ -166,6 +166,21 @@ def test_page_by_hand() -> None:
     assert "PaDiM cl multi, PhiNet" not in page  # published.csv has it
 
 
+def test_replay_has_a_column_of_its_own_where_there_is_any() -> None:
+    own = {"settings": {"images": 120}, "bytes": [9 << 20, 10 << 20]}
+    run = run_of("paste-replay", "one", [[0.8, NAN], [0.6, 1.0]], replay_bytes=[4 << 20, 8 << 20], **own)
+    assert [row["replay_bytes"] for row in step_rows([run])] == [4 << 20, 8 << 20]
+    assert summary_rows([run, *RUNS], ["image_F1Max"])[0]["replay_bytes"] == 8 << 20
+    assert "replay_bytes" not in summary_rows(RUNS, ["image_F1Max"])[0]
+    page = to_markdown([run], ["image_F1Max"], published_rows(groups([run])), "tinyvad bench continual g.toml")
+    line = next(line for line in page.splitlines() if line.startswith("| paste-replay | 1 |"))
+    assert line.endswith("| 10,240.0 | – | 8,192.0 |")
+    beside = next(line for line in page.splitlines() if "PaSTe Replay, MCUNet-in3" in line)
+    assert "10.5 / 21.34" in beside  # networks and replay, which the thesis prints apart
+    assert "at 256 px; at most 120 images a product" in beside and "int8 for float" not in beside
+    assert "KiB replayed" not in to_markdown(RUNS, ["image_F1Max"], [], "")
+
+
 def test_published_systems_are_there() -> None:
     printed = {figure.system for figure in figures()}
     for method, systems in COUNTERPARTS.items():
@@ -173,7 +188,7 @@ def test_published_systems_are_there() -> None:
     assert [nearest(name) for name in ("mcunet-in3", "mobilenet_v2_100", "phinet-a", "filter-bank")] == [
         "MCUNet", "MobileNet", "PhiNet", "MobileNet",
     ]  # fmt: skip
-    memory = {name: (nbytes, value) for name, nbytes, value in published_points("mcunet-in3", "pixel_f1")}
+    memory = {name: (nbytes, value) for name, nbytes, value in published_points("mcunet-in3", "pixel_f1", COUNTERPARTS)}
     assert memory["PaDiM Lite cl multi, MCUNet"] == (pytest.approx(25.59e6), 0.37)
     assert memory["PatchCore clpp 10k, MCUNet"] == (pytest.approx(6.06 * 2**20), 0.33)
 

@@ -46,10 +46,8 @@ def slow_scores(pairs: Pairs, shift: int, maps: list[np.ndarray]) -> list[list[i
     """Scores of one image [(h, w, C)], by fractions."""
     half = len(maps) // 2
     scores = [[1] * pairs.grid[1] for _ in range(pairs.grid[0])]
-    for l in range(half):
-        s, t = maps[l].tolist(), maps[l + half].tolist()
-        zeros = pairs.taps[l].zero_point, pairs.taps[l + half].zero_point
-        h, w = pairs.taps[l].size
+    for s_tap, t_tap, s_map, t_map in zip(pairs.taps, pairs.taps[half:], maps, maps[half:]):
+        s, t, zeros, (h, w) = s_map.tolist(), t_map.tolist(), (s_tap.zero_point, t_tap.zero_point), s_tap.size
         d = [[slow_distance([v - zeros[0] for v in s[y][x]], [v - zeros[1] for v in t[y][x]], pairs.bits)
               for x in range(w)] for y in range(h)]  # fmt: skip
         (rows, down), (columns, across) = (align_matrix(n, g) for n, g in zip((h, w), pairs.grid, strict=True))
@@ -112,9 +110,10 @@ def test_scores_are_those_of_whole_numbers(
 def test_distances_at_the_ends_of_their_widths(channels: int, bits: int) -> None:
     """255 apart from the zero point in all of 4096 channels: sums of 2^28, a product of 2^56."""
     rng = np.random.default_rng(channels)
-    far = np.full(channels, 255)
-    cases = [(far, far), (far, -far), (far, np.where(np.arange(channels) % 2, 255, -255)), (far, 0 * far), (0 * far, 0 * far),
-             (np.eye(1, channels, 0)[0], far), (np.eye(1, channels, 0)[0], np.eye(1, channels, channels - 1)[0])]  # fmt: skip
+    far, none = np.full(channels, 255), np.zeros(channels)
+    first, last = np.eye(1, channels, 0)[0], np.eye(1, channels, channels - 1)[0]
+    turned = np.where(np.arange(channels) % 2, 255, -255)
+    cases = [(far, far), (far, -far), (far, turned), (far, none), (none, none), (first, far), (first, last)]
     cases += [tuple(rng.integers(-255, 256, (2, channels))) for _ in range(20)]
     cases += [tuple(rng.integers(-1, 2, (2, channels))) for _ in range(20)]
     found = cosine_distances(np.stack([s for s, _ in cases]), np.stack([t for _, t in cases]), bits)
@@ -124,8 +123,8 @@ def test_distances_at_the_ends_of_their_widths(channels: int, bits: int) -> None
 
 
 def test_roots_and_lengths_beside_every_power_of_two() -> None:
-    values = sorted({max(0, (1 << n) + d) for n in range(62) for d in (-2, -1, 0, 1, 2)} | {(2**31 - 1) ** 2, (2**31 - 1) ** 2 - 1})
-    values = [value for value in values if value < 2**62]
+    beside = {max(0, (1 << n) + d) for n in range(63) for d in (-2, -1, 0, 1, 2)}
+    values = sorted(value for value in beside | {(2**31 - 1) ** 2 - d for d in (0, 1)} if value < 2**62)
     squares = [n * n + d for n in (2**26 + 1, 2**30 + 12345, 2**31 - 2) for d in (-1, 0, 1)]
     x = np.array([*values, *squares], np.int64)
     assert _floor_sqrt(x).tolist() == [math.isqrt(int(v)) for v in x]
@@ -147,6 +146,9 @@ def test_close_to_the_papers_formula() -> None:
     rng = np.random.default_rng(1)
     pairs = make((9, 9), [(9, 9, 20), (5, 5, 30), (3, 3, 40)], [0, 5, -5, 9, -128, 127])
     maps = random_maps(rng, pairs, 3, "any")
+    for q, tap in zip(maps, pairs.taps, strict=True):
+        q[0, 1, 1:] = tap.zero_point  # both vectors 0, or one
+    maps[0][1, 1, 1] = pairs.taps[0].zero_point
     floats = [(q.astype(float) - tap.zero_point) * 0.1 for q, tap in zip(maps, pairs.taps, strict=True)]
     real, distances = pairs.real(floats), pairs.integer(maps)
     np.testing.assert_allclose(distances / 2**20, real, atol=2**-19)

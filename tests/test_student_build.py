@@ -50,7 +50,7 @@ def test_every_engine_that_needs_no_compiler_says_the_same(build: Path) -> None:
 
 
 def test_predictions_are_products_of_distances(build: Path, pictures: np.ndarray) -> None:
-    """Real scores are unit * raw, no root; the map is not smoothed; the pixel mask stands where the threshold is reached."""
+    """Real scores are unit * raw, no root; the map is not smoothed; a mask stands where the threshold is reached."""
     model = load(build)
     pairs = model.embedding
     assert isinstance(pairs, Pairs) and model.scorer.kind == "STFP" and pairs.grid == (17, 17)

@@ -274,7 +274,7 @@ class Build:
         """Bytes that the bank may take, before the scorer is known."""
         flash: list[budgets.Item] = []
         if self.target is not None:
-            memory = expected_scorer_memory(self.tensors, self.project.grid)
+            memory = expected_scorer_memory(self.tensors, self.project.grid, self.project.method)
             flash = needs(self.network, memory, self.schedule(memory), 0, self.target, self.project.frame).flash
         return bank_limit(flash, self.target, self.project.bank_bytes, self.project.device_tasks)
 
@@ -415,7 +415,8 @@ class Build:
             fitted = {name: self.best_f1(folder, name, one) for name, one in fitted.items()}
             self.write_banks(folder, files, fitted)
         exact = fitted["int8"]
-        memory = scorer_memory([(*tap.size, tap.channels) for tap in exact.embedding.taps], self.plan.grid, exact.scorer)
+        taps = [(*tap.size, tap.channels) for tap in exact.embedding.taps]
+        memory = scorer_memory(taps, self.plan.grid, exact.scorer, exact.embedding.pool)
         bank = (folder / BANKS["int8"]).read_bytes()
         learning = workspace_bytes(read_bank(bank, BANKS["int8"]))
         schedule, budget = self.schedule(memory, learning), None
@@ -496,16 +497,19 @@ class Build:
             "unit": fitted.scorer.unit,
         }
         shared = {"LUT ": self.table, **fitted.embedding.sections()}
+        tasks = self.tasks(fitted, state)
+        scorers = [fitted.scorer] * len(tasks)
+        return bank_of_tasks(header, shared, scorers, tasks, fitted.golden, meta, self.learning(fitted.scorer))
+
+    def tasks(self, fitted: Fitted, state: str | None = None) -> list[BankTask]:
+        """The bank's products: those that were known, and the dataset's."""
         ladder = fitted.ladder
         if ladder is not None:  # a task that is cut keeps at least the threshold that it had
             rising = np.maximum(np.maximum.accumulate(ladder[:, 1]), fitted.threshold)
             ladder = np.stack([ladder[:, 0], rising], 1)
         task = BankTask(self.dataset.name, fitted.images, fitted.threshold, fitted.rule, fitted.prototype, ladder, state)
         tasks = [merged(known, task) if known.name == task.name else known for known in fitted.known]
-        if task.name not in [known.name for known in fitted.known]:
-            tasks.append(task)
-        scorers = [fitted.scorer] * len(tasks)
-        return bank_of_tasks(header, shared, scorers, tasks, fitted.golden, meta, self.learning(fitted.scorer))
+        return tasks if task.name in [known.name for known in fitted.known] else [*tasks, task]
 
     def learning(self, scorer: Scorer) -> Learning | None:
         """What a device must know to learn; None where the build is for one product."""
@@ -542,12 +546,13 @@ class Build:
             "grid": list(self.plan.grid),
             "thresholds": {
                 name: {
-                    "raw": one.threshold,
-                    "score": float(real_scores(one.scorer, one.threshold)),
-                    "rule": one.rule,
+                    "raw": first.threshold,
+                    "score": float(real_scores(one.scorer, first.threshold)),
+                    "rule": first.rule,
                     "n_held_out": len(one.held_out),
                 }
                 for name, one in fitted.items()
+                for first in self.tasks(one)[:1]
             },
             "target": None if self.target is None else {"name": self.target.name, "alias": self.target.alias},
             "learning": {"tasks": project.tasks, "slot_bytes": self.slot_bytes()},

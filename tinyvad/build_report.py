@@ -20,7 +20,7 @@ from tinyvad.firmware_sim.targets import Target
 from tinyvad.graph.ir import node_macs
 from tinyvad.graph.schedule import Schedule
 from tinyvad.images import Dataset, read_mask, resize_mask
-from tinyvad.model import Model, upsample
+from tinyvad.model import Model
 from tinyvad.report.pictures import Case
 from tinyvad.sizing import Network
 
@@ -138,7 +138,9 @@ def _latency(facts: BuildFacts, model: Model) -> dict[str, Any] | None:
     work = latency.combined(
         latency.frame_work(size, None if facts.frame is None else parse_frame(facts.frame)[:2]),
         latency.network_work(graph),
-        latency.embedding_work([(*tap.size, tap.channels) for tap in embedding.taps], embedding.grid),
+        latency.embedding_work(
+            [(*tap.size, tap.channels) for tap in embedding.taps], embedding.grid, embedding.pool, embedding.native
+        ),
         latency.scorer_work(model.scorer, embedding.depth, embedding.grid),
     )
     return latency.estimate_runtime(work, facts.target)

@@ -253,8 +253,8 @@ class Chooser:
 
     def _other_target(self, size: int) -> list[str]:
         """'--target NAME' of the preset with the least RAM on which this size fits, if there is one."""
+        outlined = fitting_trained.outlined(self.backbone, self.project)
         for target in sorted(list_targets(), key=lambda target: target.ram_bytes):
-            outlined = fitting_trained.outlined(self.backbone, self.project)
             if not Trial(outlined, size, self.project, target).ram.problems:
                 return [f"--target {target.name}"]
         return []

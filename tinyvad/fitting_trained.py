@@ -181,7 +181,6 @@ def training_of(
         "epochs": [asdict(epoch) for epoch in trained.history],
         "best_epoch": trained.best,
         "steps": trained.steps,
-        "peak_bytes": trained.peak_bytes,
         "held_out": len(held),
         "parameters": sum(array.size for array in detector.network.parameters.values()),
     }

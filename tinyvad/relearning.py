@@ -5,7 +5,7 @@ weights, their quantisation, the firmware and every product's threshold change. 
 
 1. what the build keeps of its training (``tinyvad.continual.trained_build``), and the images that are new
 2. the student, adaptor or discriminator learns them, with whatever keeps it from forgetting
-3. all that follows in a build (``tinyvad.build``), with the thresholds of the old products set anew on the images kept of them
+3. all that follows in a build (``tinyvad.build``); old products' thresholds are set anew on the images kept of them
 4. the new build takes the old one's place; until then nothing of that changes, and a training that is stopped goes on
 
 Training is for a PC, a Jetson or a Raspberry Pi; what runs on the microcontroller is flashed whole.
@@ -57,7 +57,7 @@ def learn(folder: Path, task: str, paths: Sequence[Path], on_error: str = "stop"
         if task not in names:
             check_name(task)
             if len(known) >= most:
-                raise CheckFailed(f"{folder} knows {len(known)} products, and was built for {most}: build with more --tasks")
+                raise CheckFailed(f"{folder} was built for {most} products, and knows as many: build with more --tasks")
         old = known[names.index(task)] if task in names else None
         preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
         skipped: list[tuple[Path, str]] = []
@@ -69,10 +69,10 @@ def learn(folder: Path, task: str, paths: Sequence[Path], on_error: str = "stop"
         stream = open_stream(graph, preprocessing, project, len(new))
         stream.restore(state)
         backbone = manifest["backbone"]
-        mean, std = tuple(preprocessing.mean), tuple(preprocessing.std)
+        mean, std = preprocessing.mean, preprocessing.std
         same = Backbone(
-            backbone["name"], backbone["source"], backbone["sha256"], mean, std, tuple(graph.outputs), lambda size: graph,
-            bool(backbone["random"]), backbone.get("quality"),
+            backbone["name"], backbone["source"], backbone["sha256"], (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]),
+            tuple(graph.outputs), lambda size: graph, bool(backbone["random"]), backbone.get("quality"),
         )  # fmt: skip
         target = None if project.target is None else load_target(project.target)
         dataset = Dataset(task, Path(paths[0]).parent, new, [])

@@ -38,7 +38,7 @@ uint32_t tvad_add_scratch(const tvad_layer *layer);
 void tvad_frame_rows(const tvad_layer *layer, const tvad_window *window, const tvad_bank *bank, const tvad_frame *frame);
 uint32_t tvad_frame_scratch(uint32_t frame_h, uint32_t frame_w, uint32_t out_h, uint32_t out_w);
 
-/* tvad_embed.c. All rows of one tap (h, w, C) -> part (grid_h, grid_w, C), both int8. */
+/* tvad_embed.c. All rows of one tap (h, w, C) -> part (grid_h, grid_w, C), both int8; STFP: a copy. */
 void tvad_embed(const tvad_bank *bank, uint32_t tap, const int8_t *map, int8_t *part, void *scratch);
 uint32_t tvad_embed_scratch(const tvad_bank *bank, uint32_t tap);
 

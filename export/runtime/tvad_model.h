@@ -25,7 +25,8 @@ typedef enum {
     TVAD_OP_COPY = 11,          /* rows into channels `channel`.. of the output (concat), or as they are (reshape) */
     TVAD_OP_PAD = 12,           /* border of out_zero */
     TVAD_OP_RESIZE_NEAREST = 13,
-    TVAD_OP_EMBED = 14,         /* tap number `channel` -> its part of the embedding (grid_h, grid_w, C), by the bank's TAPS */
+    TVAD_OP_EMBED = 14,         /* tap number `channel` -> its part of what is scored: of the embedding (grid_h, grid_w, C),
+                                 * by the bank's TAPS, or (STFP) a copy of the tap */
     TVAD_OP_SCORE = 15          /* all parts -> map and result */
 } tvad_op;
 

@@ -46,7 +46,7 @@ def layer_facts(products: Sequence[Product], layer: int, masks: Sequence[np.ndar
     """Of one layer: its size, and what the products' masks share.
 
     ``shared[i][j]``: share of what product i keeps that j keeps too. ``chosen_by[k]``: share of all features (a channel of
-    a cell) that k products keep. ``dropped_by_rule_1``, ``_2`` and ``_2_apart``: share of what the masks keep that the
+    a cell) that k products keep. ``dropped_by_rule_1``, ``_2_overlap``, ``_2_apart``: share of what the masks keep that the
     rules against conflicts would drop, mean over products; the second rule in both readings (``without_clashing``).
     """
     height, width, channels = masks[0].shape
@@ -60,7 +60,7 @@ def layer_facts(products: Sequence[Product], layer: int, masks: Sequence[np.ndar
         "shared": [[round(n / max(row[i], 1), 6) for n in row] for i, row in enumerate(both)],
         "chosen_by": [round(float(share), 6) for share in counts],
         "dropped_by_rule_1": _dropped(masks, without_shared(masks)),
-        "dropped_by_rule_2": _dropped(masks, without_clashing(masks, lows, highs)),
+        "dropped_by_rule_2_overlap": _dropped(masks, without_clashing(masks, lows, highs, apart=False)),
         "dropped_by_rule_2_apart": _dropped(masks, without_clashing(masks, lows, highs, apart=True)),
     }
 

@@ -109,7 +109,7 @@ def _shared(value: dict[str, Any]) -> str:
     rows = []
     for name, layer in value["layers"].items():
         alone, several = layer["chosen_by"][1], sum(layer["chosen_by"][2:])
-        shares = (alone, several, *(layer[f"dropped_by_rule_{rule}"] for rule in ("1", "2", "2_apart")))
+        shares = (alone, several, *(layer[f"dropped_by_rule_{rule}"] for rule in ("1", "2_overlap", "2_apart")))
         rows.append([f"<code>{escape(name)}</code>", *(f"{share:.1%}" for share in shares)])
     head = ["layer", "of all: kept by one product", "kept by several", "of kept ones: shared", "shared, values overlap"]
     head.append("shared, values lie apart")

@@ -28,6 +28,7 @@ from tinyvad.bench.tables import (
     to_markdown,
 )
 from tinyvad.continual.matrix import average_final
+from tinyvad.continual.methods import is_trained
 from tinyvad.errors import CheckFailed, InputError
 from tinyvad.files import write_bytes, write_text
 
@@ -112,7 +113,9 @@ def _write_tables(
 def _write_plots(grid: Grid, runs: Sequence[Run], command: str) -> list[str]:
     written = []
     for (stream, backbone, size), of_place in groups(runs).items():
-        note = f"{command}; {stream}, int8 features of {backbone} at {size} px, means over orders and seeds."
+        features = {"float32 maps" if is_trained(group.method) else "int8 features" for group in of_place}
+        what = " and ".join(sorted(features))
+        note = f"{command}; {stream}, {what} of {backbone} at {size} px, means over orders and seeds."
         canvases = {
             f"{metric} over tasks": over_tasks(
                 _curves(of_place, metric), f"{metric} over tasks", f"mean {metric} of the products seen", note
@@ -147,7 +150,7 @@ def _memory(of_place: Sequence[Group], backbone: str) -> list[Series]:
     ours = [
         Series(group.label, [(group.last("bytes") or 0, group.mean(PICTURED, "average_final"))]) for group in of_place
     ]
-    theirs = published_points(backbone, "pixel_f1")
+    theirs = published_points(backbone, "pixel_f1", [group.method for group in of_place])
     published = [Series(name, [(nbytes, value)], hollow=True) for name, nbytes, value in theirs]
     return ours + published if any(y is not None for one in ours for _, y in one.points) else ours
 

@@ -7,10 +7,11 @@ always differ; each row says so, and none claims to reproduce the other.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tinyvad.bench.tables import Group, Row
+from tinyvad.continual.methods import is_trained
 from tinyvad.continual.published import Figure, figures, protocols, source_title
 
 COUNTERPARTS: Mapping[str, tuple[str, ...]] = {
@@ -29,6 +30,12 @@ COUNTERPARTS: Mapping[str, tuple[str, ...]] = {
     "patchcore-lite-cl++": ("PatchCore clpp 10k", "PatchCore clpp 30k"),
     "patchcore-separate": ("PatchCore-Edge",),
     "patchcore-lite-separate": ("PatchCore-Lite",),
+    "stfpm-replay": ("STFPM cl 100", "STFPM Replay"),
+    "paste-fine-tuning": ("PaSTe Finetuning",),
+    "paste-replay": ("paSTe cl 100", "PaSTe Replay"),
+    "paste-compressed-replay": ("PaSTe Compressed Replay",),
+    "cfa-replay": ("CFA cl 100",),
+    "simplenet-replay": ("SimpleNet cl 100",),
 }
 # published metric -> ours, its summary, and what ours is multiplied by
 METRICS = {
@@ -42,6 +49,7 @@ METRICS = {
     "pixel_fm_pct": ("pixel_AUROC", "FM", 100),
 }
 FAMILIES = ("MCUNet", "MobileNet", "PhiNet")
+SIDES = {"thesis": 256}  # pixels; 224 elsewhere
 DATASETS = {"mvtec": "MVTec AD", "visa": "VisA"}
 
 
@@ -61,7 +69,8 @@ def published_rows(places: Mapping[tuple[str, str, int], Sequence[Group]]) -> li
                 row["differs"] = "; ".join(_differences(group, found[0], backbone, size, same))
                 row["table"] = f"{source_title(found[0].source)}, {found[0].table}, {found[0].dataset}"
                 row["note"] = found[0].note
-                row["nearest"] = found[0].backbone in (nearest(backbone), "unstated", "EfficientNet-B4")
+                family = found[0].backbone.removesuffix("-in3")
+                row["nearest"] = family in (nearest(backbone), "unstated", "EfficientNet-B4")
                 rows.append(row)
     return rows
 
@@ -71,9 +80,9 @@ def nearest(backbone: str) -> str:
     return next((name for name in FAMILIES if name.lower() in backbone.lower()), "MobileNet")
 
 
-def published_points(backbone: str, metric: str) -> list[tuple[str, float, float]]:
+def published_points(backbone: str, metric: str, methods: Iterable[str]) -> list[tuple[str, float, float]]:
     """(system, bytes, value) of the benchmark on MVTec AD with the nearest backbone, for the picture of memory."""
-    systems = {system for names in COUNTERPARTS.values() for system in names}
+    systems = {system for name in methods for system in COUNTERPARTS.get(name, ())}
     points = []
     for figure in figures(source="edge", table="benchmark", dataset="MVTec AD", metric=metric):
         if figure.system in systems and figure.backbone == nearest(backbone):
@@ -93,7 +102,7 @@ _COLUMNS = {
     "image F1": ("image_f1",),
     "pixel AUROC": ("pixel_roc", "pixel_acc_pct"),
     "pixel F1": ("pixel_f1",),
-    "MB": ("mb",),
+    "MB": ("mb", "extra_mb"),
 }
 
 
@@ -101,7 +110,8 @@ def _systems(group: Group, dataset: str) -> list[list[Figure]]:
     """The figures of each system and backbone to stand beside; X-YxN tables stand beside the same protocol only."""
     wanted, tables = COUNTERPARTS.get(group.method, ()), set()
     if protocol := re.fullmatch(r"(?:[a-z]+-)?(\d+-\d+x\d+)", str(group.runs[0].values["protocol"])):
-        wanted, tables = ("PaDiM" if group.method.startswith("padim") else "PatchCore", "IUF"), {protocol[1]}
+        tables = {protocol[1]}
+        wanted = () if is_trained(group.method) else ("PaDiM" if group.method.startswith("padim") else "PatchCore", "IUF")
     found: dict[tuple[str, ...], list[Figure]] = {}
     for figure in figures(dataset=dataset):
         of_steps = re.fullmatch(r"\d+-\d+x\d+", figure.protocol) is not None
@@ -127,8 +137,8 @@ def _both(group: Group, found: Sequence[Figure]) -> str | None:
     """'0.93 / 0.91', ours first; None where the paper prints nothing."""
     for figure in found:
         if figure.metric == "mb":
-            nbytes = group.last("bytes")
-            return None if nbytes is None else f"{nbytes / 1e6:.3g} / {figure.value:g}"
+            nbytes, theirs = group.last("bytes"), sum(one.value for one in found)  # with replay, if that is apart
+            return None if nbytes is None else f"{nbytes / 1e6:.3g} / {theirs:g}"
         metric, summary, factor = METRICS[figure.metric]
         ours = group.mean(metric, summary) if metric in group.runs[0].matrices else None
         return f"{'–' if ours is None else f'{factor * ours:.3g}'} / {figure.value:g}"
@@ -140,8 +150,11 @@ def _differences(group: Group, figure: Figure, backbone: str, size: int, same: b
     values: Mapping[str, Any] = group.runs[0].values
     units = len(next(iter(group.runs[0].matrices.values())).units)
     found = [f"{figure.dataset} by category names" if same else f"{units} products, not {figure.dataset}'s"]
-    found.append(f"{backbone} at {size} px for {figure.backbone} at 224 px")
-    found.append("int8 for float")
+    found.append(f"{backbone} at {size} px for {figure.backbone} at {SIDES.get(figure.source, 224)} px")
+    if not is_trained(values["method"]):
+        found.append("int8 for float")
+    elif values["settings"].get("images") is not None:
+        found += [f"at most {values['settings']['images']} images a product", "ours without the teacher's bytes"]
     if values["method"].startswith("padim-compact"):
         found.append("compact form, not published")
     if "lite" in values["method"] and "lite" not in figure.system.lower():

@@ -69,7 +69,9 @@ def open_frozen(backbone: BackboneSpec, grid: int | None) -> Frozen:
     """
     found = opened(backbone.name, backbone.source, backbone.layers)
     size = backbone.image_size
-    return Frozen(found.graph_at(size), Preprocessing(size, size, found.mean, found.std), onnx_engine, grid)
+    graph = found.graph_at(size)
+    layers = None if backbone.layers is None else tuple(graph.outputs)
+    return Frozen(graph, Preprocessing(size, size, found.mean, found.std), onnx_engine, grid, layers)
 
 
 def onnx_engine(graph: Graph) -> Callable[[list[np.ndarray]], list[np.ndarray]]:

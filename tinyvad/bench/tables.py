@@ -21,6 +21,7 @@ from tinyvad.report.text import NONE, flat
 ROUTING = "Mean over products of the share of test images (or patches, where each chooses) scored by their own task."
 BYTES = "All that the method keeps to score and to go on learning, without the backbone."
 DEVICE_BYTES = "The bank's sections that scoring on a device needs."
+REPLAY_BYTES = "Of the bytes kept, those of replayed images or maps (joint: of all images of all tasks)."
 RANGE = "Largest minus smallest average_final over the orders and seeds."
 Row = dict[str, Any]
 
@@ -69,8 +70,8 @@ class Group:
         return max(known) - min(known) if known else None
 
     def last(self, key: str) -> float | None:
-        """Mean over the runs of what a list of their values ends with: routing, bytes or device_bytes."""
-        return mean([None if run.values[key] is None else run.values[key][-1] for run in self.runs])
+        """Mean over the runs of what a list of their values ends with: routing, bytes, device_bytes or replay_bytes."""
+        return mean([None if run.values.get(key) is None else run.values[key][-1] for run in self.runs])
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -97,7 +98,7 @@ def summary_rows(runs: Sequence[Run], metrics: Sequence[str]) -> list[Row]:
             for metric in metrics:
                 row |= {f"{metric}.{summary}": group.mean(metric, summary) for summary in SUMMARIES}
                 row[f"{metric}.range"] = group.range(metric)
-            row |= {key: group.last(key) for key in ("routing", "bytes", "device_bytes")}
+            row |= {key: group.last(key) for key in _step_keys(runs)}
             rows.append(row)
     return rows
 
@@ -114,7 +115,8 @@ def step_rows(runs: Sequence[Run]) -> list[Row]:
         for step, name in enumerate(next(iter(run.matrices.values())).steps):
             row = {**_facts(run), "step": step, "task": name}
             row |= {metric: _seen(matrix, step) for metric, matrix in run.matrices.items()}
-            row |= {key: None if run.values[key] is None else run.values[key][step] for key in _STEP_KEYS}
+            for key in _step_keys(runs):
+                row[key] = None if run.values.get(key) is None else run.values[key][step]
             rows.append(row)
     return rows
 
@@ -154,6 +156,7 @@ def to_markdown(runs: Sequence[Run], metrics: Sequence[str], published: Sequence
     head = [
         "method", "runs", *metrics, f"{first} range", *(f"forgetting {m}" for m in metrics if m in _FORGOTTEN),
         f"{first} ACC", f"{first} FM", f"{first} BWT", "routing", "KiB kept", "KiB on device",
+        *(["KiB replayed"] if _replays(runs) else []),
     ]  # fmt: skip
     lines = ["# Continual learning", "", f"    {command}", ""]
     for (stream, backbone, size), of_place in groups(runs).items():
@@ -165,7 +168,7 @@ def to_markdown(runs: Sequence[Run], metrics: Sequence[str], published: Sequence
             forgetting = [group.mean(m, "relative_forgetting") for m in metrics if m in _FORGOTTEN]
             figures = [*(group.mean(m, "average_final") for m in metrics), group.range(first), *forgetting]
             figures += [group.mean(first, summary) for summary in ("ACC", "FM", "BWT")] + [group.last("routing")]
-            sizes = [_kib(group.last(key)) for key in ("bytes", "device_bytes")]
+            sizes = [_kib(group.last(key)) for key in _step_keys(runs)[1:]]
             rows.append([group.label, str(len(group.runs)), *map(_figure, figures), *sizes])
         lines += [*_table(head, rows), ""]
     lines += _beside([row for row in published if row["nearest"]])
@@ -174,7 +177,7 @@ def to_markdown(runs: Sequence[Run], metrics: Sequence[str], published: Sequence
     lines += [
         "* A metric's own column is its average_final; **forgetting** is relative_forgetting; both are means over runs.",
         f"* **range**: {RANGE}", f"* **routing**: {ROUTING}", f"* **KiB kept**: {BYTES}",
-        f"* **KiB on device**: {DEVICE_BYTES}",
+        f"* **KiB on device**: {DEVICE_BYTES}", *([f"* **KiB replayed**: {REPLAY_BYTES}"] if _replays(runs) else []),
         "* **F1Max**: The best F1 over all thresholds, chosen on the very labels that it is judged by.",
         "* **Floors**: What an F1 is when everything is called anomalous.",
     ]  # fmt: skip
@@ -198,7 +201,15 @@ def _beside(published: Sequence[Row]) -> list[str]:
 
 
 _FORGOTTEN = ("image_AUROC", "pixel_F1Max")
-_STEP_KEYS = ("routing", "bytes", "device_bytes")
+
+
+def _step_keys(runs: Sequence[Run]) -> list[str]:
+    """What is noted after each step; replay only where there is any."""
+    return ["routing", "bytes", "device_bytes", *(["replay_bytes"] if _replays(runs) else [])]
+
+
+def _replays(runs: Sequence[Run]) -> bool:
+    return any("replay_bytes" in run.values for run in runs)
 
 
 def _facts(run: Run) -> Row:

@@ -24,12 +24,14 @@ class Frozen:
     Attributes:
         graph: float Graph, normalised, cut after its taps. preprocessing: of its images.
         engine: what runs its parts. grid: cells a side of the map, None: the method's own.
+        layers: the taps, where somebody chose them; None: PaSTe may take others of the graph.
     """
 
     graph: Graph
     preprocessing: Preprocessing
     engine: Engine
     grid: int | None = None
+    layers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -192,8 +192,9 @@ class TrainedMethod:
     def _fresh(self) -> TrainedDetector:
         frozen = self._frozen
         project = Project(
-            method=self.name, shared=self.settings.get("shared"), grid=frozen.grid, seed=self.context.seed
-        )
+            method=self.name, layers=frozen.layers, shared=self.settings.get("shared"), grid=frozen.grid,
+            seed=self.context.seed,
+        )  # fmt: skip
         return open_detector(self.name, frozen.graph, project)
 
     def recipe(self, number: int) -> Recipe:

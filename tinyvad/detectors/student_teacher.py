@@ -124,8 +124,9 @@ class Pairs:
         half = len(self.taps) // 2
         found = []
         for s, t in zip(maps[:half], maps[half:], strict=True):
-            lengths = np.linalg.norm(s, axis=-1) * np.linalg.norm(t, axis=-1)
-            apart = 1 - (s * t).sum(-1) / np.maximum(lengths, 1e-300)
+            lengths = [np.linalg.norm(one.astype(np.float64), axis=-1) for one in (s, t)]
+            apart = 1 - (s.astype(np.float64) * t).sum(-1) / np.maximum(lengths[0] * lengths[1], 1e-300)
+            apart[(lengths[0] == 0) & (lengths[1] == 0)] = 0
             (rows, down), (columns, across) = (align_matrix(n, g) for n, g in zip(s.shape[1:3], self.grid, strict=True))
             found.append(rows @ apart @ columns.T / (down * across))
         return np.stack(found, axis=-1)
@@ -232,7 +233,7 @@ class StudentTeacherScorer:
         return sum(h * w for h, w, _ in self.layers)
 
     def scratch_bytes(self) -> int:
-        """Scratch of the runtime: distances of all pairs, uint32; a row of one axis' matrix and all of the other's, int32."""
+        """Scratch of the runtime: distances of all pairs, uint32; a row of A_h and all rows of A_w of each, int32."""
         down, across = ([tap_support(layer[axis], self.grid[axis], 1) + 2 for layer in self.layers] for axis in (0, 1))
         return align(4 * self.positions()) + align(4 * (sum(down) + self.grid[1] * sum(across)))
 

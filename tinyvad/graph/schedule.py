@@ -19,7 +19,7 @@ MAP = "score map"  # buffer: uint32 (grid_h, grid_w)
 
 
 def part_name(tap: str) -> str:
-    """Name of the buffer with a tap's part of the embedding, int8 (grid_h, grid_w, C)."""
+    """Name of the buffer with a tap's part of the embedding, int8 (grid_h, grid_w, C), or where there is none its copy."""
     return f"embedding of {tap}"
 
 
