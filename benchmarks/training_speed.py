@@ -272,7 +272,8 @@ def table(model: Path, sizes: list[int], batch: int, rounds: int) -> str:
         "",
         f"{model.name}, block {START} to block {TAPS[-1]}, batch {batch}, float32: forward, backward, SGD update; {rounds} "
         "interleaved rounds.",
-        machine(("numpy", "numba", "autograd", "tensorflow-cpu", "tensorflow", "keras")) + ".",
+        machine(("numpy", "numba", "autograd", "tensorflow-cpu", "keras")) + ".",
+        f"Load of the machine over these minutes, {os.cpu_count()} being all of it: {os.getloadavg()[1]:.1f}.",
         "",
         "| image, forward of one | side | ms a step: best, median | tinyvad's time over it: min, median, max "
         "| processor ms a step, median |",

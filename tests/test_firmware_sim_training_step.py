@@ -99,7 +99,7 @@ def test_what_is_kept_of_a_small_network_by_hand() -> None:
     detector = Paste(chain(), ["d"], "start")
     memory = training_memory(detector, 2)
     cell = 4 * 2 * 100  # bytes of a channel: float32, 2 images, 100 positions
-    # a's sum (for its batch norm), a (for conv b), b's sum, c (for conv d), d's sum, d (for the loss); the loss: 24 a position
+    # sum of a (for its batch norm), a (for b), sum of b, c (for d), sum of d, d (for the loss); the loss: 24 a position
     kept = [8, 8, 8, 8, 6, 6]
     assert memory.kept == sum(kept) * cell + 24 * 200
     assert memory.batch == (4 + 6) * cell  # h and the target

@@ -30,7 +30,7 @@ from tinyvad.errors import InputError
 from tinyvad.fitting import FINE_STRIDE, Fit, MethodPlan, TapStore, image_scores, make_embedding
 from tinyvad.graph.ir import Graph, Tensor
 from tinyvad.images import Preprocessing, load_images
-from tinyvad.project import TRAINED, Project
+from tinyvad.project import PAIRED, TRAINED, Project
 from tinyvad.training.recipe import Recipe
 from tinyvad.training.student import student_layers
 from tinyvad.training.trainable import TrainedDetector
@@ -42,7 +42,6 @@ FEWEST_TO_HOLD_OUT = 5
 MOST_EPOCHS, FEWEST_EPOCHS = 100, 10  # of a student: STFPM's paper, and the thesis on PaSTe
 ENOUGH_STEPS = 4000
 SAMPLES = 16  # images of a product that are kept where others will be learnt
-PAIRED = ("stfpm", "paste")  # a student and a teacher, compared tap by tap
 Tell = Callable[[str, int, int], None]
 
 

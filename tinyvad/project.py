@@ -24,6 +24,7 @@ FILE = "tinyvad.toml"
 RANDOM_WEIGHTS = "random"
 RUNTIMES = ("tinyvad", "tflm")
 TRAINED = ("stfpm", "paste", "cfa", "simplenet")  # methods whose network is trained on the good images
+PAIRED = ("stfpm", "paste")  # of them those with a student and a teacher, compared tap by tap
 MAX_TASKS = 255  # of one bank (TVAD_MAX_TASKS)
 PLANS = ("auto", "layerwise", "inplace-dw", "patch")
 TEMPLATE = """\

@@ -30,11 +30,10 @@ from tinyvad.graph.schedule import Schedule
 from tinyvad.graph.scratch import scratch_of
 from tinyvad.graph.tflite_file import TfliteFile, read_tflite
 from tinyvad.graph.tflite_import import import_tflite
-from tinyvad.project import TRAINED, Project
+from tinyvad.project import PAIRED, TRAINED, Project
 
 SIZES = tuple(range(224, 63, -16))  # input sizes that are tried when none is given, largest first
 EXPECTED_VALUES = 48  # of a cell, before the method is known
-PAIRED = ("stfpm", "paste")  # methods with a student and a teacher, whose taps come in pairs
 ON_CHIP = {"tcm", "sram"}
 SCORER_BYTES = 8192  # RAM of the scorer, before it is known: an 8-byte code's tables
 

@@ -34,10 +34,10 @@ from tinyvad.embedding import Embedding
 from tinyvad.errors import InputError
 from tinyvad.evaluate import quality
 from tinyvad.fitting import MethodPlan, TapStore, make_embedding
-from tinyvad.fitting_trained import PAIRED
 from tinyvad.images import find_datasets
 from tinyvad.metrics import f1_floor
 from tinyvad.model import SMOOTHING_SIGMA, upsample
+from tinyvad.project import PAIRED
 from tinyvad.training.blocks import threads
 
 FORMAT = "tinyvad-bench-cell/1"

@@ -24,8 +24,8 @@ from tinyvad.continual.base import Context
 from tinyvad.continual.methods import is_trained, make_method, settings_of
 from tinyvad.continual.streams import Stream, make_stream
 from tinyvad.errors import InputError
-from tinyvad.fitting_trained import PAIRED
 from tinyvad.images import Dataset, find_datasets
+from tinyvad.project import PAIRED
 from tinyvad.version import __version__
 
 if sys.version_info >= (3, 11):

@@ -32,11 +32,11 @@ import numpy as np
 
 from tinyvad.errors import InputError
 from tinyvad.graph.ir import Graph
+from tinyvad.project import PAIRED
 from tinyvad.training.network import Arrays
 from tinyvad.training.trainable import Items, TrainedDetector
 
 DAMPING = 1e-3  # SI's xi: a parameter that hardly moved gets no endless importance
-PAIRED = ("stfpm", "paste")  # directions count, not lengths
 
 
 class FineTuning:

@@ -23,12 +23,11 @@ import numpy as np
 
 from tinyvad.detectors.adaptor import grid_of, join, pooled_trunk, summed_maps
 from tinyvad.detectors.kmeans import kmeans
-from tinyvad.detectors.trained import Items
 from tinyvad.errors import InputError
 from tinyvad.graph.ir import Graph, Tensor
-from tinyvad.training import forward, losses, ops
 from tinyvad.training.network import Arrays, Network
 from tinyvad.training.recipe import Recipe
+from tinyvad.training.trainable import Items
 
 NEAREST, FURTHER = 3, 3  # K centres attract, the next J repel
 NU, ALPHA = 1e-3, 0.1
@@ -101,6 +100,8 @@ class Cfa:
 
     def loss(self, parameters: Arrays, statistics: Arrays, batch: list[np.ndarray], rng: np.random.Generator | None) -> Any:
         """Attraction to the K nearest centres beyond the radius, repulsion of the next J; see ``losses.cfa_loss``."""
+        from tinyvad.training import losses, ops
+
         phi = self._phi(parameters, batch)
         radius = ops.reshape(parameters[RADIUS], ())
         value = losses.cfa_loss(phi, self.centres_, radius, attract=NEAREST, repel=FURTHER, nu=NU, alpha=ALPHA)
@@ -141,6 +142,8 @@ class Cfa:
         self.tasks_ = int(arrays["cfa/tasks"][0])
 
     def _phi(self, parameters: Any, batch: list[np.ndarray]) -> Any:
+        from tinyvad.training import forward, ops
+
         (phi,), _ = forward.run(self.network.graph, parameters, {}, batch, train=False)
         rows, columns = self._coordinates(batch[0].dtype)
         return ops.add(ops.add(phi, ops.mul(parameters[ROW], rows[:, None])), ops.mul(parameters[COLUMN], columns))
@@ -153,6 +156,8 @@ class Cfa:
 
 def anomaly_map(phi: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """(n, H, W) float64 of descriptors (n, H, W, d): softmin(delta)_1 * delta_1 of the three smallest distances delta."""
+    from tinyvad.training import losses
+
     _, squared = losses.nearest_centres(phi.reshape(-1, phi.shape[-1]), centres, NEAREST)  # (n*H*W, 3)
     distances = np.sqrt(squared.astype(np.float64))
     weight = 1 / np.exp(distances[:, :1] - distances).sum(1)

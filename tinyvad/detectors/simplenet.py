@@ -24,11 +24,10 @@ from typing import Any
 import numpy as np
 
 from tinyvad.detectors.adaptor import grid_of, join, point_convolution, pooled_trunk, summed_maps
-from tinyvad.detectors.trained import Items
 from tinyvad.graph.ir import Graph, Node, Tensor
-from tinyvad.training import forward, losses, ops
 from tinyvad.training.network import EPSILON, Arrays, Network
 from tinyvad.training.recipe import Recipe
+from tinyvad.training.trainable import Items
 
 SIGMA, MARGIN = 0.05, 0.8
 SLOPE = 0.2  # of the leaky ReLU
@@ -62,8 +61,9 @@ class SimpleNet:
         self.sigma, self.margin, self.tasks_ = sigma, margin, 0
         self.trunk: Graph | None = pooled_trunk(backbone, self.grid)
         self.recipe = Recipe(
-            optimiser="adamw", learning_rate=2e-4, weight_decay=1e-5, batch=8, epochs=160, seed=seed
-        )
+            optimiser="adamw", learning_rate=2e-4, learning_rates={"adaptor/": 1e-4}, weight_decay=1e-5, batch=8,
+            epochs=160, seed=seed,
+        )  # fmt: skip
         self._inputs = [self.trunk.tensors[name] for name in self.trunk.outputs]
         channels = [tensor.shape[3] for tensor in self._inputs]
         depth = sum(channels)
@@ -93,6 +93,8 @@ class SimpleNet:
 
     def loss(self, parameters: Arrays, statistics: Arrays, batch: list[np.ndarray], rng: np.random.Generator | None) -> Any:
         """Hinges of clean and noisy features. Without ``rng`` the noise is the same every time, so that values compare."""
+        from tinyvad.training import losses, ops
+
         q = self._adapted(parameters, batch)
         shape, dtype = q.shape, batch[0].dtype
         noise = np.zeros((2, *shape), dtype)  # (2, n, H, W, d)
@@ -152,17 +154,23 @@ class SimpleNet:
         self.network = Network(graph, self.network.parameters, self.network.statistics)
 
     def _adapted(self, parameters: Any, batch: list[np.ndarray]) -> Any:
+        from tinyvad.training import forward
+
         (q,), _ = forward.run(self._adaptor, parameters, {}, batch, train=False)
         return q
 
     def _scores(self, parameters: Any, statistics: Arrays, q: Any, train: bool) -> tuple[Any, Arrays]:
         """D of (n, H, W, d) features -> (n, H, W), and the new running statistics."""
+        from tinyvad.training import forward
+
         (normed,), statistics = forward.run(self._discriminator, parameters, statistics, [q], train=train)
         return _last_layer(normed, parameters[W2]), statistics
 
 
 def _last_layer(normed: Any, weights: Any) -> Any:
     """w2 . leaky(y): (n, H, W, h) and (1, 1, 1, h) -> (n, H, W)."""
+    from tinyvad.training import ops
+
     return ops.conv2d(ops.leaky_relu(normed, SLOPE), weights)[..., 0]
 
 

@@ -202,8 +202,10 @@ def _check(recipe: Recipe, items: Items) -> None:
     for name, least in (("batch", 1), ("epochs", 1), ("patience", 1)):
         if getattr(recipe, name) < least:
             raise InputError(f"recipe: {name} is {getattr(recipe, name)}; give at least {least}")
-    if not 0 < recipe.learning_rate < math.inf:
-        raise InputError(f"recipe: learning_rate is {recipe.learning_rate}; give a positive number")
+    named = {f" of {name}": rate for name, rate in recipe.learning_rates.items()}
+    for name, rate in {"": recipe.learning_rate, **named}.items():
+        if not 0 < rate < math.inf:
+            raise InputError(f"recipe: learning_rate{name} is {rate}; give a positive number")
 
 
 def _begin(detector: TrainedDetector, recipe: Recipe) -> _State:
@@ -255,7 +257,7 @@ def _step(
         raise _diverged(detector, state, recipe, f"loss {loss}")
     before = state.parameters
     with np.errstate(over="ignore", invalid="ignore"):
-        state.parameters = state.optimiser.step(before, whole)
+        state.parameters = state.optimiser.step(before, whole, recipe.factors(whole))
     state.statistics = statistics
     if strategy is not None:
         strategy.after_step(gradients, before, state.parameters)

@@ -10,12 +10,14 @@ Sources: STFPM (Wang et al. 2021, equations 1 to 3; the reference code's factor,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tinyvad.errors import InputError
 from tinyvad.kernels.gradients import direction_distance, direction_gradient
+from tinyvad.kernels.nearest_few import distance_gradient, nearest_few
 from tinyvad.training.blocks import multiply_rows, run_blocks
 from tinyvad.training.tape import differentiable, plain
 
@@ -120,31 +122,35 @@ def cfa_loss(
     """
     if len(centres) < attract + repel:
         raise InputError(f"CFA has {len(centres)} centres and needs {attract + repel}; use more images or a finer grid")
-    centres = np.ascontiguousarray(centres, plain(features).dtype)
-    return _cfa(features, radius, centres, attract=attract, repel=repel, nu=nu, alpha=alpha)
+    values = plain(features)
+    centres = np.ascontiguousarray(centres, values.dtype)
+    indices, distances = nearest_centres(values.reshape(-1, values.shape[-1]), centres, attract + repel)
+    return _cfa(features, radius, centres, indices, distances, attract=attract, nu=nu, alpha=alpha)
 
 
 def nearest_centres(rows: np.ndarray, centres: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``count`` nearest of centres (K, d) to each of rows (R, d), nearest first.
+    """The ``count`` nearest of centres (K, d) to each of rows (R, d), nearest first; the lower number of equals.
 
     Returns:
         indices (R, count) int64, and squared distances (R, count) of the rows' type, from differences, so never below 0.
     """
+    rows, centres = np.ascontiguousarray(rows), np.ascontiguousarray(centres)
     indices = np.empty((len(rows), count), np.int64)
     distances = np.empty((len(rows), count), rows.dtype)
     squares = (centres * centres).sum(1)  # (K,)
     turned = np.ascontiguousarray(centres.T)
     for start in range(0, len(rows), CFA_ROWS):
-        part = rows[start : start + CFA_ROWS]
-        order = squares - 2 * multiply_rows(part, turned)  # (r, K): |x - c|^2 less |x|^2
-        near = np.argpartition(order, count - 1, axis=1)[:, :count] if count < len(centres) else np.argsort(order, axis=1)
-        found = np.empty(near.shape, rows.dtype)
-        for k in range(count):
-            found[:, k] = ((part - centres[near[:, k]]) ** 2).sum(1)
-        sort = np.lexsort((near, found), axis=1)
-        indices[start : start + len(part)] = np.take_along_axis(near, sort, 1)
-        distances[start : start + len(part)] = np.take_along_axis(found, sort, 1)
+        chosen = slice(start, start + CFA_ROWS)
+        products = multiply_rows(rows[chosen], turned)  # (r, K)
+        arguments = (rows[chosen], centres, products, squares)
+        results = (indices[chosen], distances[chosen])
+        run_blocks(partial(_nearest_block, arguments, results), len(products), products.size)
+        del products, arguments  # before the next ones are made
     return indices, distances
+
+
+def _nearest_block(arguments: tuple[Any, ...], results: tuple[np.ndarray, np.ndarray], first: int, last: int) -> None:
+    nearest_few(*arguments, first, last, *results)
 
 
 def _terms(distances: np.ndarray, radius: float, attract: int, alpha: float) -> tuple[np.ndarray, np.ndarray]:
@@ -156,17 +162,14 @@ def _terms(distances: np.ndarray, radius: float, attract: int, alpha: float) -> 
 def _cfa_backward(
     argnums: tuple[int, ...], _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[[Any], tuple[Any, ...]]:
-    features, radius, centres = args
-    rows = features.reshape(-1, features.shape[-1])
-    attract, count = kwargs["attract"], kwargs["attract"] + kwargs["repel"]
-    indices, distances = nearest_centres(rows, centres, count)
-    pulled, pushed = (part > 0 for part in _terms(distances, float(radius), attract, kwargs["alpha"]))
+    features, radius, centres, indices, distances = args
+    rows = np.ascontiguousarray(features).reshape(-1, features.shape[-1])
+    pulled, pushed = (part > 0 for part in _terms(distances, float(radius), kwargs["attract"], kwargs["alpha"]))
     weights = np.concatenate([pulled / pulled.size, pushed / -pushed.size], 1) / kwargs["nu"]  # (R, count): dL / dD
 
     def of_features(g: float) -> np.ndarray:
-        out = np.zeros_like(rows)
-        for k in range(count):
-            out += (2 * g * weights[:, k : k + 1]).astype(rows.dtype) * (rows - centres[indices[:, k]])
+        out, factors = np.empty(rows.shape, rows.dtype), (2 * g * weights).astype(rows.dtype)
+        run_blocks(lambda i, j: distance_gradient(rows, centres, indices, factors, i, j, out), len(rows), rows.size)
         return out.reshape(features.shape)
 
     makers: dict[int, Callable[[float], Any]] = {
@@ -178,9 +181,9 @@ def _cfa_backward(
 
 @differentiable(_cfa_backward)
 def _cfa(
-    features: np.ndarray, radius: Any, centres: np.ndarray, *, attract: int, repel: int, nu: float, alpha: float
-) -> np.float64:
-    rows = features.reshape(-1, features.shape[-1])
-    _, distances = nearest_centres(rows, centres, attract + repel)
+    features: np.ndarray, radius: Any, centres: np.ndarray, indices: np.ndarray, distances: np.ndarray, *,
+    attract: int, nu: float, alpha: float,
+) -> np.float64:  # fmt: skip
+    """Of the nearest centres ``indices`` and squared distances to them, both (R, attract + repel)."""
     pulled, pushed = _terms(distances, float(radius), attract, alpha)
     return np.float64((np.maximum(pulled, 0).mean() + np.maximum(pushed, 0).mean()) / nu)
