@@ -117,19 +117,19 @@ def positions_of(graph: Graph) -> Iterable[tuple[int, int]]:
 
 
 def _loss_bytes(detector: Any, batch: int) -> tuple[int, int]:
-    """What the loss keeps, and what it needs for a while.
+    """What the loss keeps, and what it needs on top for a while.
 
-    Pairs of maps: three float64 a position; four for a while. CFA: of each position and six centres their number, weight
-    and two bits; distances of ``CFA_ROWS`` positions to all centres with their order, and those of the next while they are
-    made. SimpleNet: a sign a hidden value; the leaky ReLU's output, its gradient, the two parts of that and their sum.
+    Pairs of maps: three float64 a position; four for a while. CFA: of each position and six centres number, weight and
+    sign; before these, products of ``CFA_ROWS`` positions with all centres, and the centres turned. SimpleNet: a sign a
+    hidden value; the leaky ReLU's output, its gradient, the two parts of that and their sum.
     """
     outputs = [(count * batch, channels) for count, channels in positions_of(detector.network.graph)]
     if detector.method == "cfa":
         from tinyvad.training.losses import CFA_ROWS
 
-        count = sum(count for count, _ in outputs)
-        first = min(CFA_ROWS, count)
-        return 102 * count, (12 * first + 8 * min(CFA_ROWS, count - first)) * len(detector.centres_)
+        ((count, channels),) = outputs
+        found = FLOAT * (min(CFA_ROWS, count) + channels) * len(detector.centres_) + 72 * count
+        return 102 * count, max(found - 102 * count, 0)
     if detector.method == "simplenet":
         values = 2 * sum(count * channels for count, channels in outputs)
         return values, (4 * FLOAT + 1) * values

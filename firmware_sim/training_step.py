@@ -185,10 +185,10 @@ def _remedy(detector: Any, batch: int, in_ram: int, limit: int) -> str:
 
 
 def _loss_macs(detector: Any) -> int:
-    """Distances to all centres, both ways; or three sums a value of every map, both ways."""
+    """Distances to all centres, way forward only; or three sums a value of every map, both ways."""
     outputs = list(positions_of(detector.network.graph))
     if detector.method == "cfa":
-        return sum(2 * positions * channels * len(detector.centres_) for positions, channels in outputs)
+        return sum(positions * channels * len(detector.centres_) for positions, channels in outputs)
     return sum(6 * positions * channels for positions, channels in outputs) if detector.targets is not None else 0
 
 
