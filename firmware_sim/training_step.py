@@ -89,34 +89,44 @@ def adaptation_figures(
     macs, memory = training_macs(detector), training_memory(detector, batch)
     frozen = [part for part in (detector.trunk, detector.targets) if part is not None]
     weights = FLOAT * sum({name: array.size for part in frozen for name, array in part.constants.items()}.values())
+    one = training_memory(detector, 1)
+    first = detector.network.graph if detector.trunk is None else detector.trunk
     figures: dict[str, Any] = {
         "kind": MODELLED,
         "method": detector.method,
         "batch": batch,
+        "images": images,
+        "image_size": int(first.tensors[first.inputs[0]].shape[1]),
         "macs": {**vars(macs), "step": macs.step, "kind": MODELLED},
         "ram": {**vars(memory), "total": memory.total, "kind": MODELLED},
+        "ram_of_one": {**vars(one), "total": one.total, "kind": MODELLED},
+        "ram_by_batch": [training_memory(detector, b).total for b in range(1, batch + 1)],
         "frozen_bytes": weights,
         "replay_bytes": replay_bytes,
         "problems": [],
         "fits": None,
     }
-    if target is None:
-        return figures
-    figures |= _time(macs.step * batch, target, -(-images // batch))
+    return figures if target is None else on_target(figures, target)
+
+
+def on_target(figures: dict[str, Any], target: Target) -> dict[str, Any]:
+    """``adaptation_figures`` that were made without a target, with time and fit on one."""
+    batch, replay_bytes, weights = figures["batch"], figures["replay_bytes"], figures["frozen_bytes"]
+    figures = {**figures, **_time(figures["macs"]["step"] * batch, target, -(-figures["images"] // batch))}
     in_ram = replay_bytes + (weights if target.flash_bytes is None else 0)
     limit = target.ram_bytes - target.reserve.ram - target.reserve.stack
-    needed = memory.total + in_ram
+    needed = figures["ram"]["total"] + in_ram
     figures |= {"target": target.name, "ram_needed": needed, "ram_limit": limit, "fits": needed <= limit}
     if needed > limit:
         figures["problems"] = [
-            f"training {detector.method} at batch {batch} needs {kib(needed)} of RAM > {kib(limit)} of {target.label}: "
-            f"{_remedy(detector, batch, in_ram, limit)}"
+            f"training {figures['method']} at batch {batch} needs {kib(needed)} of RAM > {kib(limit)} of {target.label}: "
+            f"{_remedy(figures, in_ram, limit)}"
         ]
     return figures
 
 
-def figures_table(figures: dict[str, Any]) -> str:
-    """The figures as lines of text."""
+def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """The figures as (what, value), for people."""
     ram, macs = figures["ram"], figures["macs"]
     rows = [
         ("parameters, running statistics", kib(ram["parameters"])),
@@ -136,11 +146,16 @@ def figures_table(figures: dict[str, Any]) -> str:
         rows.append(("time of a step", f"{figures['ms_a_step']:.0f} ms"))
     if figures.get("seconds_an_epoch") is not None:
         rows.append(("time of an epoch", f"{figures['seconds_an_epoch']:.0f} s"))
-    title = f"A training step of {figures['method']}, batch {figures['batch']} ({figures['kind']})"
-    lines = [title, *(f"  {name:<32}{value:>14}" for name, value in rows)]
     if figures["fits"] is not None:
         told = "fits" if figures["fits"] else "does not fit"
-        lines.append(f"  {told} {figures['target']}: {kib(figures['ram_needed'])} of {kib(figures['ram_limit'])}")
+        rows.append((f"{told} {figures['target']}", f"{kib(figures['ram_needed'])} of {kib(figures['ram_limit'])}"))
+    return rows
+
+
+def figures_table(figures: dict[str, Any]) -> str:
+    """The figures as lines of text."""
+    title = f"A training step of {figures['method']}, batch {figures['batch']} ({figures['kind']})"
+    lines = [title, *(f"  {name:<32}{value:>14}" for name, value in figure_rows(figures))]
     return "\n".join([*lines, *(f"  {problem}" for problem in figures["problems"])])
 
 
@@ -166,17 +181,15 @@ def _time(macs: int, target: Target, steps: int) -> dict[str, Any]:
     }
 
 
-def _remedy(detector: Any, batch: int, in_ram: int, limit: int) -> str:
+def _remedy(figures: dict[str, Any], in_ram: int, limit: int) -> str:
     """A smaller batch; else a smaller image, whose maps take a share of what one image takes; else less to train."""
-    fitting = next((b for b in range(batch - 1, 0, -1) if training_memory(detector, b).total + in_ram <= limit), None)
-    if fitting is not None:
-        return f"use batches of {fitting}"
-    one = training_memory(detector, 1)
-    gradients = one.parameters
-    maps = one.kept + one.batch + max(one.passing - gradients, 0)
-    fixed = one.total - maps + in_ram
-    first = detector.network.graph if detector.trunk is None else detector.trunk
-    side = int(first.tensors[first.inputs[0]].shape[1])
+    fitting = [batch for batch, total in enumerate(figures["ram_by_batch"], 1) if total + in_ram <= limit]
+    if fitting:
+        return f"use batches of {fitting[-1]}"
+    one, side = figures["ram_of_one"], figures["image_size"]
+    gradients = one["parameters"]
+    maps = one["kept"] + one["batch"] + max(one["passing"] - gradients, 0)
+    fixed = one["total"] - maps + in_ram
     smaller = int(side * math.sqrt(max(limit - fixed, 0) / maps)) // LEAST_SIDE * LEAST_SIDE
     if smaller >= LEAST_SIDE:
         return f"use batches of 1 and images of about {smaller} pixels"

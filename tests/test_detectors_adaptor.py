@@ -1,4 +1,4 @@
-"""The adaptor's graphs against the papers' order of the steps in plain NumPy: pool, resize, concatenate, one 1x1 convolution."""
+"""The adaptor's graphs against the papers' steps in plain NumPy: pool, resize, concatenate, one 1x1 convolution."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from reference_interpreter import run as slow_run
 
-from tinyvad.detectors.adaptor import grid_of, join, pooled_trunk, summed_maps
+from tinyvad.detectors.adaptor import exported, grid_of, join, moments, pooled_trunk, summed_maps
 from tinyvad.errors import InputError
 from tinyvad.graph.builder import GraphBuilder
 from tinyvad.graph.ir import Graph
 from tinyvad.graph.shapes import nearest_indices
+from tinyvad.training.items import ArrayItems
 
 
 def backbone(rng: np.random.Generator, size: int = 16, channels: tuple[int, ...] = (5, 6, 7)) -> Graph:
@@ -30,7 +31,7 @@ def backbone(rng: np.random.Generator, size: int = 16, channels: tuple[int, ...]
 def slow_pool(x: np.ndarray) -> np.ndarray:
     """(H, W, C): 3x3 mean with zeros around, divisor 9."""
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-    return sum(padded[i : i + x.shape[0], j : j + x.shape[1]] for i in range(3) for j in range(3)) / 9
+    return np.mean([padded[i : i + x.shape[0], j : j + x.shape[1]] for i in range(3) for j in range(3)], 0)
 
 
 def slow_embedding(taps: list[np.ndarray], grid: tuple[int, int]) -> np.ndarray:
@@ -48,7 +49,7 @@ def slow_embedding(taps: list[np.ndarray], grid: tuple[int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("cells", [None, 4, 8, 2, 12])
 @pytest.mark.parametrize("activation", ["none", "relu"])
-def test_a_convolution_a_tap_is_the_convolution_of_all(cells: int | None, activation: str, rng: np.random.Generator) -> None:
+def test_one_convolution_a_tap_is_that_of_all(cells: int | None, activation: str, rng: np.random.Generator) -> None:
     net = backbone(rng)
     grid = grid_of(net, cells)
     assert grid == ((8, 8) if cells is None else (cells, cells))
@@ -81,6 +82,32 @@ def test_a_single_tap(cells: int | None, rng: np.random.Generator) -> None:
     np.testing.assert_allclose(slow_run(whole, image)[whole.outputs[0]][0], np.maximum(expected, 0), rtol=0, atol=1e-5)
 
 
+def test_exported_graph_computes_the_same(rng: np.random.Generator) -> None:
+    """Whatever means and spreads the pooled channels are brought to 0 and 1 by."""
+    net = backbone(rng)
+    trunk = pooled_trunk(net, (8, 8))
+    weights, bias = [rng.normal(size=(9, c)) for c in (5, 6, 7)], rng.normal(size=9)
+    statistics = [(rng.normal(size=c), rng.uniform(0.1, 2, c)) for c in (5, 6, 7)]
+    maps = [trunk.tensors[name] for name in trunk.outputs]
+    plain = join(trunk, summed_maps(maps, (8, 8), weights, bias, "a", "relu"), "a")
+    image = rng.normal(size=(1, 16, 16, 3))
+    whole = exported(trunk, statistics, (8, 8), weights, bias, "a", "relu")
+    assert [node.op for node in whole.nodes] == [node.op for node in plain.nodes]
+    expected, found = (slow_run(graph, image) for graph in (plain, whole))
+    np.testing.assert_allclose(found[whole.outputs[0]], expected[plain.outputs[0]], rtol=0, atol=1e-5)
+    mean, spread = statistics[1]
+    np.testing.assert_allclose(found["tap1/pooled"], (expected["tap1/pooled"] - mean) / spread, rtol=0, atol=1e-4)
+
+
+def test_moments_are_numpys(rng: np.random.Generator) -> None:
+    arrays = [rng.normal(2, 3, (37, 4, 5, 6)).astype(np.float32), rng.normal(size=(37, 2, 2, 3)).astype(np.float32)]
+    arrays[1][..., 0] *= 1e-4
+    first, second = moments(ArrayItems([*arrays, np.zeros((37, 1))]), 2)
+    np.testing.assert_allclose(first[0], arrays[0].mean((0, 1, 2), dtype=np.float64), rtol=1e-9)
+    np.testing.assert_allclose(first[1], arrays[0].std((0, 1, 2), dtype=np.float64), rtol=1e-9)
+    assert second[1][0] == pytest.approx(0.01 * arrays[1].std((0, 1, 2), dtype=np.float64).max())
+
+
 def test_a_grid_that_does_not_divide_counts_zeros(rng: np.random.Generator) -> None:
     """7 cells onto 4: the last cell averages one column of the map and one of zeros, as the pooling does at its border."""
     net = backbone(rng, 14, (2,))
@@ -88,7 +115,7 @@ def test_a_grid_that_does_not_divide_counts_zeros(rng: np.random.Generator) -> N
     image = rng.normal(size=(1, 14, 14, 3))
     values = slow_run(trunk, image)
     around = np.pad(values["tap0"][0], ((1, 3), (1, 3), (0, 0)))  # (11, 11, 2)
-    pooled = sum(around[i : i + 8, j : j + 8] for i in range(3) for j in range(3)) / 9
+    pooled = np.mean([around[i : i + 8, j : j + 8] for i in range(3) for j in range(3)], 0)
     expected = pooled.reshape(4, 2, 4, 2, 2).mean((1, 3))
     np.testing.assert_allclose(values["tap0/pooled"][0], expected, rtol=0, atol=1e-6)
 
@@ -96,7 +123,7 @@ def test_a_grid_that_does_not_divide_counts_zeros(rng: np.random.Generator) -> N
 def test_grids_that_cannot_be_had(rng: np.random.Generator) -> None:
     with pytest.raises(InputError, match="layer tap0: a map of 8 cells a side can't be averaged onto 5; use --grid 4 or 8"):
         grid_of(backbone(rng), 5)
-    with pytest.raises(InputError, match="can't be averaged onto 0; use --grid 1$"):
+    with pytest.raises(InputError, match=r"can't be averaged onto 0; use --grid 1$"):
         grid_of(backbone(rng), 0)
     b = GraphBuilder("net", (1, 4, 4, 3))
     flat = b.finish([b.add("reshape", [b.input], "flat", shape=(1, 48))])

@@ -1,4 +1,4 @@
-"""CFA: its bank, loss and map against plain NumPy; its network in ONNX and in int8 against the training's own forward pass."""
+"""CFA: bank, loss and map against plain NumPy; its network in ONNX and int8 against the training's own forward pass."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def slow_phi(detector: Cfa, images: np.ndarray, net_rng: np.random.Generator) ->
     """(n, H, W, d) float64, the paper's way: pooled and resized taps, two coordinate channels, one 1x1 convolution."""
     net = backbone(net_rng)
     p = {name: array.astype(np.float64) for name, array in detector.network.parameters.items()}
-    matrix = np.concatenate([p[f"descriptor/weights{i}"][:, 0, 0] for i in range(3)] + [p[ROW][:, None], p[COLUMN][:, None]], 1)
+    matrix = np.concatenate([*(p[f"descriptor/weights{i}"][:, 0, 0] for i in range(3)), p[ROW][:, None], p[COLUMN][:, None]], 1)
     height, width = detector.grid
     rows, columns = np.linspace(-1, 1, height), np.linspace(-1, 1, width)
     found = []
@@ -158,7 +158,7 @@ def test_training_lowers_the_loss_and_repeats(rng: np.random.Generator) -> None:
     for _ in range(2):
         detector = Cfa(backbone(np.random.default_rng(0)), seed=5)
         items = items_of(detector, images)
-        results.append((train(detector, items, None, replace(detector.recipe, epochs=6)), detector))
+        results.append((train(detector, items, None, replace(detector.recipe, epochs=15)), detector))
     (first, detector), (_, again) = results
     assert first.history[-1].loss < 0.9 * first.history[0].loss
     arrays = detector.arrays()
@@ -179,7 +179,7 @@ def trained(rng: np.random.Generator) -> tuple[Cfa, np.ndarray]:
 
 
 def test_onnx_is_the_training_forward(trained: tuple[Cfa, np.ndarray]) -> None:
-    """graph()'s map and the coordinate offsets make up the descriptor; masks of images never seen too."""
+    """graph()'s map and the coordinate offsets make up the descriptor."""
     detector, images = trained
     engine = OnnxEngine(to_onnx(detector.graph()).SerializeToString(), 1)
     (found,) = engine.features(np.stack([PIXELS.float_input(image) for image in images]))

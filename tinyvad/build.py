@@ -61,6 +61,7 @@ from tinyvad.firmware_sim import budget as budgets
 from tinyvad.firmware_sim.chips import chip_of
 from tinyvad.firmware_sim.offline_plan import planned_tflite
 from tinyvad.firmware_sim.targets import Target, load_target
+from tinyvad.firmware_sim.training_step import adaptation_figures
 from tinyvad.graph.ir import Graph
 from tinyvad.graph.schedule import Schedule
 from tinyvad.images import Dataset, Preprocessing, apply_table, find_datasets, load_images
@@ -342,9 +343,10 @@ class Build:
         project, size = self.project, self.preprocessing.height
         checkpoint = fitting_trained.checkpoint_name(out, project, self.backbone, size)
         if project.tasks == 1:
-            return fitting_trained.train_on(
+            training = fitting_trained.train_on(
                 graph, self.dataset.train_good, self.preprocessing, project, checkpoint, self.tell
             )
+            return self.with_adaptation(training, 0)
         self.network_graph = graph
         if self.stream is None:
             self.stream = open_stream(graph, self.preprocessing, project, len(self.dataset.train_good))
@@ -353,7 +355,15 @@ class Build:
         trained = self.stream.learn(self.dataset.name, items, checkpoint, self.tell)
         recipe = self.stream.recipe(number)
         held = fitting_trained.held_out(len(items), recipe.held_out, project.seed)
-        return fitting_trained.training_of(self.stream.detector, recipe, trained, held, len(items))
+        training = fitting_trained.training_of(self.stream.detector, recipe, trained, held, len(items))
+        return self.with_adaptation(training, self.stream.replay_bytes())
+
+    def with_adaptation(self, training: fitting_trained.Training, replay_bytes: int) -> fitting_trained.Training:
+        """With what such a training takes on a device; half of a batch is replayed where anything is."""
+        times = 2 if replay_bytes else 1
+        batch, images = training.facts["recipe"]["batch"] * times, (training.count - len(training.held_out)) * times
+        figures = adaptation_figures(training.detector, None, batch, replay_bytes, images)
+        return replace(training, facts={**training.facts, "adaptation": figures})
 
     def images(self) -> Iterator[np.ndarray]:
         """(S, S, 3) uint8 of every good image that can be read, one in memory at a time."""
@@ -563,8 +573,8 @@ class Build:
             },
             "settings": {
                 "seed": project.seed, "epochs": project.epochs, "shared": project.shared, "strategy": project.strategy,
-                "replay": project.replay, "replay_form": project.replay_form,
-                "layers": None if project.layers is None else list(project.layers), "frame": project.frame, "bank_bytes": project.bank_bytes,
+                "replay": project.replay, "replay_form": project.replay_form, "frame": project.frame,
+                "layers": None if project.layers is None else list(project.layers), "bank_bytes": project.bank_bytes,
                 "image_size": project.image_size, "grid": project.grid, "quantile": project.quantile,
                 "runtime": project.runtime, "plan": project.plan, "max_ms": project.max_ms,
             },

@@ -17,6 +17,7 @@ from tinyvad.evaluate import Evaluation, Verdict
 from tinyvad.firmware_sim import latency, runtimes
 from tinyvad.firmware_sim.budget import Budget, parse_frame
 from tinyvad.firmware_sim.targets import Target
+from tinyvad.firmware_sim.training_step import on_target
 from tinyvad.graph.ir import node_macs
 from tinyvad.graph.schedule import Schedule
 from tinyvad.images import Dataset, read_mask, resize_mask
@@ -75,9 +76,18 @@ def make_report(facts: BuildFacts, model: Model, evaluation: Evaluation | None) 
         "memory": _memory(facts),
         "layers": _layers(facts),
         "latency": _latency(facts, model),
+        **_training(facts),
         "verification": facts.verification,
         "files": manifest["files"],
     }
+
+
+def _training(facts: BuildFacts) -> dict[str, Any]:
+    """What a step of training would take on the target, where the network was trained."""
+    figures = facts.manifest["training"].get("adaptation")
+    if figures is None:
+        return {}
+    return {"training": figures if facts.target is None else on_target(figures, facts.target)}
 
 
 def make_cases(model: Model, evaluation: Evaluation | None, dataset: Dataset) -> list[Case]:

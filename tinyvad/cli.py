@@ -192,7 +192,7 @@ def _headline(report: dict[str, Any]) -> dict[str, Any]:
         "warnings", "method", "backbone", "preprocessing", "grid", "thresholds", "metrics", "budget", "latency",
         "verification",
     )  # fmt: skip
-    return {key: report[key] for key in keys} | {"dataset": report["dataset"]}
+    return {key: report[key] for key in (*keys, "training") if key in report} | {"dataset": report["dataset"]}
 
 
 def _describe(r: dict[str, Any]) -> str:
@@ -213,6 +213,8 @@ def _describe(r: dict[str, Any]) -> str:
         lines.append(f"  fits       {label}: RAM {b['ram_used']:,} of {b['ram_available']:,} B, flash {flash}")
     if r["latency"]:
         lines.append(f"  latency    about {r['latency']['ms']:.0f} ms (estimated, {r['latency']['engine']})")
+    if "training" in r:
+        lines.append(f"  training   {_training_line(r['training'])}")
     if r["metrics"]:
         lines.append("  test       " + _metrics_line(r["metrics"]))
     lines += [f"  WARNING    {warning}" for warning in r["warnings"]]
@@ -220,6 +222,17 @@ def _describe(r: dict[str, Any]) -> str:
     lines.append(f"  engines    {'; '.join(compared)}")
     lines.append(f"  report     {Path(r['build']) / 'report.html'}")
     return "\n".join(lines)
+
+
+def _training_line(training: dict[str, Any]) -> str:
+    """What a step of training would take, and whether the target could."""
+    batch, name = training["batch"], training.get("target")
+    words = [f"a step of {batch} images: {training['macs']['step'] * batch / 1e6:,.0f} M MAC"]
+    words.append(f"{training['ram']['total']:,} B of RAM")
+    if training["replay_bytes"]:
+        words.append(f"replay {training['replay_bytes']:,} B")
+    fits = {True: f"; fits {name}", False: f"; does not fit {name}", None: ""}[training["fits"]]
+    return f"{', '.join(words)} ({training['kind']}){fits}"
 
 
 def _tried(tried: list[dict[str, Any]]) -> list[str]:

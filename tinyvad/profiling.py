@@ -20,12 +20,13 @@ from tinyvad.firmware_sim import latency, runtimes
 from tinyvad.firmware_sim.budget import parse_frame
 from tinyvad.firmware_sim.memory import Arena, arena
 from tinyvad.firmware_sim.targets import Isa, Target, list_targets, load_target
+from tinyvad.firmware_sim.training_step import on_target
 from tinyvad.graph.ir import Graph
 from tinyvad.graph.schedule import Schedule
 from tinyvad.graph.tflite_file import TfliteFile, read_tflite
 from tinyvad.graph.tflite_import import import_tflite
 from tinyvad.model import read_manifest
-from tinyvad.project import Project
+from tinyvad.project import TRAINED, Project
 from tinyvad.report import profile as formats
 from tinyvad.report.growth import compare_all
 from tinyvad.report.junit import to_junit
@@ -62,8 +63,9 @@ class Loaded:
     def bank_in_flash(self, target: Target) -> int:
         """Flash of the bank: as it is, or the two slots of a build that is made to learn."""
         learning = self.manifest["learning"]
-        size = self.bank_bytes if learning["tasks"] == 1 else learning["slot_bytes"]
-        return bank_in_flash(size, learning["tasks"], target)
+        if self.manifest["method"]["name"] in TRAINED or learning["tasks"] == 1:
+            return bank_in_flash(self.bank_bytes, 1, target)
+        return bank_in_flash(learning["slot_bytes"], learning["tasks"], target)
 
 
 def load_build(folder: Path) -> Loaded:
@@ -170,7 +172,9 @@ def _figures(loaded: Loaded, target: Target, runtime: str, frame: str | None) ->
         )  # fmt: skip
         memory = runtimes.plan_facts(schedule)
         time = latency.estimate_runtime(_work(loaded, frame), target)
-    return {"runtime": runtime, "budget": needs.on(target).to_dict(), "memory": memory, "latency": time}
+    profiled = {"runtime": runtime, "budget": needs.on(target).to_dict(), "memory": memory, "latency": time}
+    training = loaded.manifest["training"].get("adaptation")
+    return profiled if training is None else {**profiled, "training": on_target(training, target)}
 
 
 def _arena(loaded: Loaded, target: Target) -> Arena:

@@ -18,9 +18,9 @@ import numpy as np
 from tinyvad.continual.base import Context, Frozen
 from tinyvad.continual.methods import settings_of
 from tinyvad.continual.trained import WAYS, TrainedMethod
-from tinyvad.detectors.trained import TrainedDetector
 from tinyvad.detectors.bank_tasks import BankTask
 from tinyvad.detectors.routing import prototype
+from tinyvad.detectors.trained import TrainedDetector
 from tinyvad.errors import InputError
 from tinyvad.fitting_trained import SAMPLES, epochs_of
 from tinyvad.graph import archive

@@ -1,14 +1,14 @@
 """From a backbone's taps to one map of vectors: what CFA's descriptor and SimpleNet's adaptor have in common.
 
-    tap --3x3 mean, zeros around--> pooled map --1x1 convolution to d channels--> --nearest--> (H, W, d) --sum of all taps-->
+    tap --3x3 mean, zeros around--> pooled map --1x1 convolution--> (h, w, d) --nearest--> (H, W, d); summed over the taps
 
 Flows in: a float Graph whose outputs are the taps. Flows out: the frozen trunk that ends in the pooled maps (the items of
-training and what compressed replay stores), and the trainable rest as a Graph.
+training, and what compressed replay stores), and the trainable rest as a Graph.
 
 The papers resize the pooled taps, concatenate them and take one 1x1 convolution. Such a convolution commutes with copying
-cells, so that the sum of one convolution a tap at the tap's own size gives the same values for a fraction of the products and of
-the memory. Bilinear resizing would commute too, but no int8 kernel of the device has it: taps coarser than the grid are copied
-(nearest), those that are finer are averaged onto it in the pooling's own convolution.
+cells, so that a sum of one convolution a tap at the tap's own size gives the same values for a fraction of the products
+and of the memory. Bilinear resizing would commute too, but the device has no int8 kernel for it: taps coarser than the
+grid are copied (nearest), those that are finer are averaged onto it in the pooling's own convolution.
 
 Source: CFA (Lee et al. 2022), SimpleNet (Liu et al. 2023), sections on the patch features; the order of the steps is ours.
 """
@@ -16,6 +16,7 @@ Source: CFA (Lee et al. 2022), SimpleNet (Liu et al. 2023), sections on the patc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,12 @@ from tinyvad.errors import InputError
 from tinyvad.graph.builder import GraphBuilder
 from tinyvad.graph.ir import Graph, Tensor
 from tinyvad.graph.passes import prune
+from tinyvad.training.trainable import Items
 
 POOL = 3
+SMALLEST_SPREAD = 0.01
+BATCH = 16  # images at once
+Moments = tuple[np.ndarray, np.ndarray]
 POINT = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1)}
 
 
@@ -85,29 +90,80 @@ def summed_maps(
 
     Args:
         maps: the pooled maps (1, h, w, C), none finer than the grid; the graph's inputs, by the same names.
-        weights: (O, C) a map. bias: (O,). prefix: of all names; the constants are '<prefix>/weights<i>' and '<prefix>/bias'.
+        weights: (O, C) a map. bias: (O,).
+        prefix: of all names; the constants are '<prefix>/weights<i>' and '<prefix>/bias'.
         activation: of the sum.
         scales: (C,) a map: multiply its channels first ('<prefix>/scale<i>').
     """
     inputs = {tensor.name: tensor for tensor in maps}
     builder = _continue(Graph(prefix, list(inputs), [], [], inputs, {}), prefix)
-    zeros = np.zeros(len(bias), np.float32)
-    total = ""
+    last, total = len(maps) - 1, ""
     for i, (tensor, matrix) in enumerate(zip(maps, weights, strict=True)):
         x = tensor.name
         if scales is not None:
             factors = builder.constant(f"{prefix}/scale{i}", scales[i].reshape(1, 1, 1, -1).astype(np.float32))
             x = builder.add("mul", [x, factors], f"{prefix}/scaled{i}")
         kernel = builder.constant(f"{prefix}/weights{i}", matrix[:, None, None, :].astype(np.float32))
-        if i < 2:  # only one convolution adds the bias
-            offset = builder.constant(f"{prefix}/zeros" if i else f"{prefix}/bias", zeros if i else bias.astype(np.float32))
-        own = activation if len(maps) == 1 else "none"
+        if i == last:  # one convolution adds the bias, the last: the fewest int8 grids must hold it
+            offset = builder.constant(f"{prefix}/bias", bias.astype(np.float32))
+        elif i == 0:
+            offset = builder.constant(f"{prefix}/zeros", np.zeros(len(bias), np.float32))
+        own = activation if last == 0 else "none"
         x = builder.add("conv2d", [x, kernel, offset], f"{prefix}/map{i}", **POINT, activation=own)
         if tensor.shape[1:3] != grid:
             x = builder.add("resize_nearest", [x], f"{prefix}/copied{i}", size=grid)
-        last = activation if i == len(maps) - 1 else "none"
-        total = builder.add("add", [total, x], f"{prefix}/sum{i}", activation=last) if i else x
+        after = activation if i == last else "none"
+        total = builder.add("add", [total, x], f"{prefix}/sum{i}", activation=after) if i else x
     return builder.finish([total])
+
+
+def moments(items: Items, count: int) -> list[Moments]:
+    """Mean and standard deviation (C,) float64 of every channel of the first ``count`` arrays, over items and positions.
+
+    A spread is at least ``SMALLEST_SPREAD`` of its map's largest: what rests on good images is not blown up without limit.
+    """
+    sums: list[Any] = [0.0] * count
+    squares: list[Any] = [0.0] * count
+    total = len(items)
+    for start in range(0, total, BATCH):
+        batch = items.take(np.arange(start, min(start + BATCH, total)))
+        for i, values in enumerate(batch[:count]):
+            flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
+            share = len(values) / total
+            sums[i], squares[i] = sums[i] + share * flat.mean(0), squares[i] + share * (flat**2).mean(0)
+    found = []
+    for mean, square in zip(sums, squares, strict=True):
+        spread = np.sqrt(np.maximum(square - mean**2, 0))
+        largest = spread.max()
+        found.append((mean, np.maximum(spread, SMALLEST_SPREAD * largest) if largest > 0 else np.ones_like(spread)))
+    return found
+
+
+def exported(
+    trunk: Graph,
+    statistics: Sequence[Moments],
+    grid: tuple[int, int],
+    weights: Sequence[np.ndarray],
+    bias: np.ndarray,
+    prefix: str,
+    activation: str = "none",
+) -> Graph:
+    """``trunk`` and ``summed_maps`` as one graph from the image, made for int8.
+
+    The pooling brings each channel to mean 0 and spread 1, and the convolutions undo that. The values are the same; but
+    one int8 grid then suits all channels of a pooled map, and what the taps add up to stays around 0 on the way.
+
+    Args:
+        statistics: (mean, spread) of the pooled maps, (C,) each; the other arguments as for ``summed_maps``.
+    """
+    constants, scaled, offset = dict(trunk.constants), [], bias.astype(np.float64)
+    for name, (mean, spread), matrix in zip(trunk.outputs, statistics, weights, strict=True):
+        constants[f"{name}/weights"] = (constants[f"{name}/weights"] / spread).astype(np.float32)
+        constants[f"{name}/bias"] = (-mean / spread).astype(np.float32)
+        scaled.append(matrix * spread)
+        offset = offset + matrix @ mean
+    maps = [trunk.tensors[name] for name in trunk.outputs]
+    return join(trunk.copy(constants=constants), summed_maps(maps, grid, scaled, offset, prefix, activation), prefix)
 
 
 def join(first: Graph, second: Graph, name: str) -> Graph:
@@ -130,7 +186,7 @@ def join(first: Graph, second: Graph, name: str) -> Graph:
 
 
 def point_convolution(x: Tensor, weights: np.ndarray, bias: np.ndarray, prefix: str) -> Graph:
-    """A 1x1 convolution of one map: (O, C) weights as '<prefix>/weights', (O,) bias as '<prefix>/bias'; output '<prefix>/linear'."""
+    """A 1x1 convolution of one map, '<prefix>/linear': (O, C) weights are '<prefix>/weights', (O,) bias '<prefix>/bias'."""
     builder = _continue(Graph(prefix, [x.name], [], [], {x.name: x}, {}), prefix)
     kernel = builder.constant(f"{prefix}/weights", weights[:, None, None, :].astype(np.float32))
     offset = builder.constant(f"{prefix}/bias", bias.astype(np.float32))

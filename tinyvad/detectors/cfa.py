@@ -3,14 +3,14 @@
     pooled taps --1x1 coordinate convolution--> phi (H, W, d) --distances to the centres--> anomaly map
 
 Flows in: pooled maps of good images. Flows out: the trained descriptor, and the centres, which stay where the untrained
-descriptor put them: position by position the mean over the training images. The map is softmin(delta)_1 * delta_1 of the three
-smallest distances delta: the nearest one, less where others are as near.
+descriptor put them: position by position the mean over the training images. The map is softmin(delta)_1 * delta_1 of the
+three smallest distances delta: the nearest one, less where others are as near.
 
 The coordinate convolution adds row and column, both scaled to [-1, 1], times a learnt vector each. These parts depend on
 nothing but the position, so the exported network leaves them out and the scorer adds them (``coordinate_offsets``).
 
-On a stream of tasks the bank is the running mean of the tasks' banks, each by the descriptor of its time; the descriptor goes
-on training. Centres averaged over products blur: expect little of it, as the edge benchmark found.
+On a stream of tasks the bank is the running mean of the tasks' banks, each by the descriptor of its time; the descriptor
+goes on training. Centres averaged over products blur: expect little of it, as the edge benchmark found.
 
 Source: Lee et al., CFA: Coupled-hypersphere-based Feature Adaptation, IEEE Access 2022; its settings.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvad.detectors.adaptor import grid_of, join, pooled_trunk, summed_maps
+from tinyvad.detectors.adaptor import BATCH, Moments, exported, grid_of, moments, pooled_trunk, summed_maps
 from tinyvad.detectors.kmeans import kmeans
 from tinyvad.errors import InputError
 from tinyvad.graph.ir import Graph, Tensor
@@ -32,7 +32,6 @@ from tinyvad.training.trainable import Items
 NEAREST, FURTHER = 3, 3  # K centres attract, the next J repel
 NU, ALPHA = 1e-3, 0.1
 FIRST_RADIUS = 1e-5
-BATCH = 16  # images at once where nothing is trained
 ROW, COLUMN, RADIUS = "descriptor/row", "descriptor/column", "descriptor/radius"
 
 
@@ -84,12 +83,15 @@ class Cfa:
         self.bank_ = np.zeros((*self.grid, depth), np.float32)
         self.centres_ = np.zeros((self._count, depth), np.float32)
         self.tasks_ = 0
+        self._moments: list[Moments] = [(np.zeros(c), np.ones(c)) for c in channels]  # until ``prepare``; for int8 alone
 
     def prepare(self, items: Items) -> None:
         """Take the bank of a new task into the running mean; the centres follow. ``items`` are this task's alone."""
         total = np.zeros(self.bank_.shape)
         for start in range(0, len(items), BATCH):
             total += self.descriptors(items.take(np.arange(start, min(start + BATCH, len(items))))).sum(0, dtype=np.float64)
+        if self.tasks_ == 0:
+            self._moments = moments(items, len(self._moments))
         self.tasks_ += 1
         share = 1 / self.tasks_
         self.bank_ = ((1 - share) * self.bank_ + share * total / len(items)).astype(np.float32)
@@ -118,8 +120,9 @@ class Cfa:
     def graph(self) -> Graph:
         """Image -> (1, H, W, d), phi without its coordinate part."""
         assert self.trunk is not None
-        trained = {n: self.network.parameters.get(n, array) for n, array in self.network.graph.constants.items()}
-        return join(self.trunk, self.network.graph.copy(constants=trained), f"{self.trunk.name}/cfa")
+        trained = self.network.parameters
+        weights = [trained[f"descriptor/weights{i}"][:, 0, 0] for i in range(len(self._moments))]
+        return exported(self.trunk, self._moments, self.grid, weights, trained["descriptor/bias"], "descriptor")
 
     def centres(self) -> np.ndarray:
         """(K, d) float32: what phi, coordinate part included, is compared with."""
@@ -131,14 +134,17 @@ class Cfa:
         return rows * self.network.parameters[ROW], columns * self.network.parameters[COLUMN]
 
     def arrays(self) -> Arrays:
-        """Parameters, bank, centres and number of tasks."""
-        own = {"cfa/bank": self.bank_, "cfa/centres": self.centres_, "cfa/tasks": np.array([self.tasks_], np.int64)}
+        """Parameters, bank, centres, the features' means and spreads, and the number of tasks."""
+        own = {f"cfa/moments{i}": np.stack(pair) for i, pair in enumerate(self._moments)}  # (2, C) float64
+        own |= {"cfa/bank": self.bank_, "cfa/centres": self.centres_, "cfa/tasks": np.array([self.tasks_], np.int64)}
         return {**self.network.parameters, **own}
 
     def restore(self, arrays: Arrays) -> None:
         """Take over ``arrays()``."""
         self.network = self.network.with_values({name: arrays[name] for name in self.network.parameters}, {})
         self.bank_, self.centres_ = arrays["cfa/bank"], arrays["cfa/centres"]
+        pairs = (arrays[f"cfa/moments{i}"] for i in range(len(self._moments)))
+        self._moments = [(mean, spread) for mean, spread in pairs]
         self.tasks_ = int(arrays["cfa/tasks"][0])
 
     def _phi(self, parameters: Any, batch: list[np.ndarray]) -> Any:

@@ -6,15 +6,16 @@
 Flows in: pooled maps of good images. Flows out: trained adaptor and discriminator. The loss is
 mean max(0, margin - D(q)) + mean max(0, margin + D(q')).
 
-The noise has one size in all directions of q, so features must be on one scale, or it drowns some and vanishes in others: each
-channel of the pooled maps is divided by its standard deviation over the first task's good images (or by ``SMALLEST_SPREAD``
-of the tap's largest, if that is more). ``sigma`` then counts in units of a feature's own spread, whatever the backbone.
+The noise has one size in all directions of q, so features must be on one scale, or it drowns some and vanishes in others:
+each channel of the pooled maps is divided by its standard deviation over the first task's good images. ``sigma`` then
+counts in units of a feature's own spread, whatever the backbone.
 
-When nothing is trained any more, all before the leaky ReLU is linear: adaptor, first layer and batch norm are one convolution a
-tap. With leaky(y) = relu(y) - 0.2 relu(-y), the exported network ends in relu([y, -y]), and the last layer is the scorer's.
+When nothing is trained any more, all before the leaky ReLU is linear: adaptor, first layer and batch norm are one
+convolution a tap. With leaky(y) = relu(y) - 0.2 relu(-y), the exported network ends in relu([y, -y]), and the last layer is
+the scorer's.
 
-Source: Liu et al., SimpleNet: A Simple Network for Image Anomaly Detection and Localization, CVPR 2023; margin, hidden width and
-noise as in the edge benchmark. Batch norm sees clean and noisy features together, as in the paper's code.
+Source: Liu et al., SimpleNet: A Simple Network for Image Anomaly Detection and Localization, CVPR 2023; margin and hidden
+width as in the edge benchmark. Batch norm sees clean and noisy features together, as in the paper's code.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyvad.detectors.adaptor import grid_of, join, point_convolution, pooled_trunk, summed_maps
+from tinyvad.detectors import adaptor
+from tinyvad.detectors.adaptor import Moments
 from tinyvad.graph.ir import Graph, Node, Tensor
 from tinyvad.training.network import EPSILON, Arrays, Network
 from tinyvad.training.recipe import Recipe
@@ -32,8 +34,6 @@ from tinyvad.training.trainable import Items
 SIGMA, MARGIN = 0.05, 0.8
 SLOPE = 0.2  # of the leaky ReLU
 HIDDEN_SHARE = 1.5  # h = int(d / 1.5)
-SMALLEST_SPREAD = 0.01
-BATCH = 16  # images at once where nothing is trained
 W1, SCALE, OFFSET, W2 = (f"discriminator/{part}" for part in ("weights", "scale", "offset", "output"))
 NORMED = "discriminator/normed"
 
@@ -57,9 +57,9 @@ class SimpleNet:
     def __init__(
         self, backbone: Graph, grid: int | None = None, seed: int = 0, sigma: float = SIGMA, margin: float = MARGIN
     ) -> None:
-        self.grid = grid_of(backbone, grid)
+        self.grid = adaptor.grid_of(backbone, grid)
         self.sigma, self.margin, self.tasks_ = sigma, margin, 0
-        self.trunk: Graph | None = pooled_trunk(backbone, self.grid)
+        self.trunk: Graph | None = adaptor.pooled_trunk(backbone, self.grid)
         self.recipe = Recipe(
             optimiser="adamw", learning_rate=2e-4, learning_rates={"adaptor/": 1e-4}, weight_decay=1e-5, batch=8,
             epochs=160, seed=seed,
@@ -69,14 +69,14 @@ class SimpleNet:
         depth = sum(channels)
         hidden = max(int(depth / HIDDEN_SHARE), 1)
         rng = np.random.default_rng(seed)
-        adaptor = _xavier(rng, depth, depth)
-        weights = np.split(adaptor, np.cumsum(channels)[:-1], axis=1)  # (d, C) a tap
+        weights = np.split(_xavier(rng, depth, depth), np.cumsum(channels)[:-1], axis=1)  # (d, C) a tap
         ones = [np.ones(count) for count in channels]
-        self._adaptor = summed_maps(self._inputs, self.grid, weights, np.zeros(depth), "adaptor", scales=ones)
+        self._moments: list[Moments] = [(np.zeros(count), np.ones(count)) for count in channels]  # until ``prepare``
+        self._adaptor = adaptor.summed_maps(self._inputs, self.grid, weights, np.zeros(depth), "adaptor", scales=ones)
         self._discriminator = _discriminator(
             self._adaptor.tensors[self._adaptor.outputs[0]], _xavier(rng, hidden, depth), _xavier(rng, 1, hidden)
         )
-        graph = join(self._adaptor, self._discriminator, "simplenet")
+        graph = adaptor.join(self._adaptor, self._discriminator, "simplenet")
         graph.constants[W2] = self._discriminator.constants[W2]  # the network ends before it
         graph.tensors[W2] = self._discriminator.tensors[W2]
         # a bias before a batch norm would have no influence; the scales are measured, not trained
@@ -88,7 +88,7 @@ class SimpleNet:
     def prepare(self, items: Items) -> None:
         """Measure the features' spread, on the first task only."""
         if self.tasks_ == 0:
-            self._set_scales([1 / spread for spread in _spreads(items, len(self._inputs))])
+            self._set_moments(adaptor.moments(items, len(self._inputs)))
         self.tasks_ += 1
 
     def loss(self, parameters: Arrays, statistics: Arrays, batch: list[np.ndarray], rng: np.random.Generator | None) -> Any:
@@ -119,13 +119,11 @@ class SimpleNet:
         first = factor[:, None] * p[W1][:, 0, 0]  # (h, d)
         offset = first @ p["adaptor/bias"] - factor * mean + p[OFFSET]
         weights = []
-        for i in range(len(self._inputs)):
-            scale = self.network.graph.constants[f"adaptor/scale{i}"].reshape(-1)
-            merged = first @ p[f"adaptor/weights{i}"][:, 0, 0] * scale  # (h, C)
+        for i, (_, spread) in enumerate(self._moments):
+            merged = first @ p[f"adaptor/weights{i}"][:, 0, 0] / spread  # (h, C)
             weights.append(np.concatenate([merged, -merged]))
         bias = np.concatenate([offset, -offset])
-        folded = summed_maps(self._inputs, self.grid, weights, bias, "discriminator", "relu")
-        return join(self.trunk, folded, f"{self.trunk.name}/simplenet")
+        return adaptor.exported(self.trunk, self._moments, self.grid, weights, bias, "discriminator", "relu")
 
     def output_layer(self) -> tuple[np.ndarray, float]:
         """Weights (2h,) float32 and offset: -D = offset - sum over channels of weight * ``graph()``'s map."""
@@ -133,22 +131,25 @@ class SimpleNet:
         return np.concatenate([last, -SLOPE * last]).astype(np.float32), 0.0
 
     def arrays(self) -> Arrays:
-        """Parameters, running statistics, the features' scales and the number of tasks."""
-        scales = {name: array for name, array in self.network.graph.constants.items() if name.startswith("adaptor/scale")}
-        tasks = {"simplenet/tasks": np.array([self.tasks_], np.int64)}
-        return {**self.network.parameters, **self.network.statistics, **scales, **tasks}
+        """Parameters, running statistics, the features' means and spreads, and the number of tasks."""
+        own = {f"simplenet/moments{i}": np.stack(pair) for i, pair in enumerate(self._moments)}  # (2, C) float64
+        own["simplenet/tasks"] = np.array([self.tasks_], np.int64)
+        return {**self.network.parameters, **self.network.statistics, **own}
 
     def restore(self, arrays: Arrays) -> None:
         """Take over ``arrays()``."""
-        self._set_scales([arrays[f"adaptor/scale{i}"].reshape(-1) for i in range(len(self._inputs))])
+        pairs = (arrays[f"simplenet/moments{i}"] for i in range(len(self._inputs)))
+        self._set_moments([(mean, spread) for mean, spread in pairs])
         parameters, statistics = (
             {name: arrays[name] for name in old} for old in (self.network.parameters, self.network.statistics)
         )
         self.network = self.network.with_values(parameters, statistics)
         self.tasks_ = int(arrays["simplenet/tasks"][0])
 
-    def _set_scales(self, scales: list[np.ndarray]) -> None:
-        new = {f"adaptor/scale{i}": scale.reshape(1, 1, 1, -1).astype(np.float32) for i, scale in enumerate(scales)}
+    def _set_moments(self, found: list[Moments]) -> None:
+        self._moments = found
+        scales = [1 / spread.reshape(1, 1, 1, -1) for _, spread in found]
+        new = {f"adaptor/scale{i}": scale.astype(np.float32) for i, scale in enumerate(scales)}
         self._adaptor = self._adaptor.copy(constants={**self._adaptor.constants, **new})
         graph = self.network.graph.copy(constants={**self.network.graph.constants, **new})
         self.network = Network(graph, self.network.parameters, self.network.statistics)
@@ -175,9 +176,9 @@ def _last_layer(normed: Any, weights: Any) -> Any:
 
 
 def _discriminator(q: Tensor, first: np.ndarray, last: np.ndarray) -> Graph:
-    """(1, H, W, d) -> (1, H, W, h), batch norm included; the last layer's weights (1, 1, 1, h) only stand in its constants."""
+    """(1, H, W, d) -> (1, H, W, h), batch norm included; the last layer's weights (1, 1, 1, h) only stand beside it."""
     hidden = len(first)
-    graph = point_convolution(q, first, np.zeros(hidden), "discriminator")
+    graph = adaptor.point_convolution(q, first, np.zeros(hidden), "discriminator")
     (linear,) = graph.outputs
     for name, value in ((SCALE, np.ones(hidden)), (OFFSET, np.zeros(hidden)), (W2, last.reshape(1, 1, 1, -1))):
         graph.constants[name] = value.astype(np.float32)
@@ -190,22 +191,3 @@ def _discriminator(q: Tensor, first: np.ndarray, last: np.ndarray) -> Graph:
 def _xavier(rng: np.random.Generator, out: int, into: int) -> np.ndarray:
     """(out, into) of Xavier's normal start."""
     return rng.normal(0, np.sqrt(2 / (out + into)), (out, into))
-
-
-def _spreads(items: Items, count: int) -> list[np.ndarray]:
-    """(C,) standard deviation of every channel over items and positions, a map; not below a share of the map's largest."""
-    means: list[Any] = [0.0] * count
-    squares: list[Any] = [0.0] * count
-    total = len(items)
-    for start in range(0, total, BATCH):
-        batch = items.take(np.arange(start, min(start + BATCH, total)))
-        for i, values in enumerate(batch[:count]):
-            flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
-            share = len(batch[0]) / total
-            means[i], squares[i] = means[i] + share * flat.mean(0), squares[i] + share * (flat**2).mean(0)
-    spreads = []
-    for mean, square in zip(means, squares, strict=True):
-        spread = np.sqrt(np.maximum(square - mean**2, 0))
-        largest = spread.max()
-        spreads.append(np.maximum(spread, SMALLEST_SPREAD * largest) if largest > 0 else np.ones_like(spread))
-    return spreads

@@ -1,8 +1,9 @@
 """The few nearest centres of every row, and the gradient of sums over them: the inner loops of CFA's loss.
 
-Flows in: C-ordered rows (R, d) and centres (K, d), float32 or float64, and their products (R, K), which BLAS makes faster than any
-loop. Flows out: numbers of the nearest centres and squared distances, taken from differences. Rows first to last - 1 a call, each
-on its own: no result depends on how the rows were shared out. Readable twins: ``tests/test_kernels_nearest_few.py``.
+Flows in: C-ordered rows (R, d) and centres (K, d), float32 or float64, and their products (R, K), which BLAS makes faster
+than any loop. Flows out: numbers of the nearest centres and squared distances, taken from differences. Rows first to
+last - 1 a call, each on its own: no result depends on how the rows were shared out. Readable twins:
+``tests/test_kernels_nearest_few.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a build costs, as text: ``{title, warnings, profiles}`` in, a table, Markdown or JSON out.
 
-A profile is ``{runtime, budget, memory, latency}`` of one target and runtime: ``budget`` is ``Budget.to_dict()``,
-``memory`` the arena's figures, ``latency`` an estimate or None. The writers also take a report with the keys of one
+A profile is ``{runtime, budget, memory, latency, training}`` of one target and runtime: ``budget`` is ``Budget.to_dict()``,
+``memory`` the arena's figures, ``latency`` an estimate or None, ``training`` what a step of training would take, of a trained
+network (``tinyvad.firmware_sim.training_step``). The writers also take a report with the keys of one
 profile, as report.json has them. The six columns are those of ST's model zoo: Activation RAM (with input and output),
 Runtime RAM (everything else in RAM), Weights Flash (what is read in place), Code Flash (everything else in flash), and the
 totals.
@@ -15,6 +16,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from tinyvad.firmware_sim.training_step import figure_rows
 from tinyvad.report.text import NONE, count, flat, size, target_label, weakest
 
 DETAILED = 2  # profiles; of more than these a terminal gets the overview alone
@@ -135,6 +137,10 @@ def sections(report: dict[str, Any]) -> list[Section]:
             )
         ]
         result.append(Section("Latency", ("board", "engine", "ms", "kind", "source"), rows, (2,)))
+    training = report.get("training")
+    if training:
+        title = f"A training step of {training['method']}, batch {training['batch']} ({training['kind']})"
+        result.append(Section(title, ("what", "value"), [*figure_rows(training)], (1,)))
     return result
 
 

@@ -8,7 +8,6 @@ threads is that of the processors this process may use, or what ``threads`` says
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 ROWS = 400  # of a block, about: with some hundred channels it fits a core's own cache
+PORTIONS = 4  # a thread, of each work: whoever is free takes the next
 SHARES = 4  # blocks come in multiples of this, so that two or four threads get equal parts
 SMALL = 1 << 14  # values that stay in one block
 # Work is counted in passes over one value, half a nanosecond each. Waking a thread and waiting for it takes some 50
@@ -67,14 +67,21 @@ def run_blocks(work: Callable[[int, int], None], count: int, cost: float) -> Non
     if workers <= 1 or cost < WORTH:
         work(0, count)
         return
-    edges = [count * i // workers for i in range(workers + 1)]
+    portions = min(count, workers * PORTIONS)
+    tickets = iter(range(portions))
+
+    def take() -> None:
+        for i in tickets:
+            work(count * i // portions, count * (i + 1) // portions)
+
     pool = _pool(workers - 1)
-    others = [pool.submit(work, first, last) for first, last in itertools.pairwise(edges[1:])]
+    others = [pool.submit(take) for _ in range(workers - 1)]
     try:
-        work(edges[0], edges[1])
+        take()
     finally:
         for other in others:
-            other.result()
+            if not other.cancel():  # a thread that the system has not let run yet is not waited for: all is done
+                other.result()
 
 
 def _pool(size: int) -> ThreadPoolExecutor:

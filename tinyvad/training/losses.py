@@ -149,8 +149,9 @@ def nearest_centres(rows: np.ndarray, centres: np.ndarray, count: int) -> tuple[
     return indices, distances
 
 
-def _nearest_block(arguments: tuple[Any, ...], results: tuple[np.ndarray, np.ndarray], first: int, last: int) -> None:
-    nearest_few(*arguments, first, last, *results)
+def _nearest_block(arguments: Sequence[Any], results: Sequence[np.ndarray], first: int, last: int) -> None:
+    rows, centres, products, squares = arguments
+    nearest_few(rows, centres, products, squares, first, last, results[0], results[1])
 
 
 def _terms(distances: np.ndarray, radius: float, attract: int, alpha: float) -> tuple[np.ndarray, np.ndarray]:

@@ -29,6 +29,6 @@ class Recipe:
     seed: int = 0
 
     def factors(self, names: Iterable[str]) -> dict[str, float]:
-        """What each parameter multiplies ``learning_rate`` by, as ``Optimiser.step`` takes it; those with 1 are left out."""
+        """What each parameter multiplies ``learning_rate`` by, for ``Optimiser.step``; those with 1 are left out."""
         rates = {name: rate for name in names for start, rate in self.learning_rates.items() if name.startswith(start)}
         return {name: rate / self.learning_rate for name, rate in rates.items()}
