@@ -144,7 +144,11 @@ def write(table: list[Row], published: dict[tuple[str, str, str], dict[str, str]
         *(__doc__ or "").splitlines()[2:],
         "",
         "Each figure: ours / published STFPM at the taps named / difference; bold below the published one by more than",
-        f"{GOAL}. Published figures: one run of the public PaSTe benchmark, with other ImageNet weights of MobileNetV2.",
+        f"{GOAL}. Published figures: one run of the public PaSTe benchmark, with other ImageNet weights of MobileNetV2. Seconds",
+        "are of a machine that others used too.",
+        "",
+        "How to read the bold ones: the published size is not stated; compare the rows at 256 px, where maps have finer",
+        "cells. There are no published rows of PaSTe: what sharing costs is the difference to our STFPM at the same taps.",
         "",
         "| method | backbone | taps | shared | px | recipe | category | published at | image AUROC | pixel F1 | "
         "pixel AUROC | best epoch of | s / epoch | peak MB |",

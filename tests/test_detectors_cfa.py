@@ -46,7 +46,8 @@ def slow_phi(detector: Cfa, images: np.ndarray, net_rng: np.random.Generator) ->
     """(n, H, W, d) float64, the paper's way: pooled and resized taps, two coordinate channels, one 1x1 convolution."""
     net = backbone(net_rng)
     p = {name: array.astype(np.float64) for name, array in detector.network.parameters.items()}
-    matrix = np.concatenate([*(p[f"descriptor/weights{i}"][:, 0, 0] for i in range(3)), p[ROW][:, None], p[COLUMN][:, None]], 1)
+    taps_of = (p[f"descriptor/weights{i}"][:, 0, 0] for i in range(3))
+    matrix = np.concatenate([*taps_of, p[ROW][:, None], p[COLUMN][:, None]], 1)
     height, width = detector.grid
     rows, columns = np.linspace(-1, 1, height), np.linspace(-1, 1, width)
     found = []

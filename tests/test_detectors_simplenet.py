@@ -88,7 +88,7 @@ def test_without_noise_the_loss_is_at_least_two_margins(rng: np.random.Generator
 
 def test_separated_scores_have_no_loss_and_no_gradient(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features of 0 against noise of 5: a discriminator that prefers the former by more than the margins."""
-    detector = fresh()
+    detector = fresh(sigma=0.05)
     parameters = {name: np.zeros_like(array) for name, array in detector.network.parameters.items()}
     parameters["discriminator/weights"][:] = np.eye(HIDDEN, 18)[:, None, None]
     parameters["discriminator/scale"][:] = 1

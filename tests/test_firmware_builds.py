@@ -41,6 +41,9 @@ CASES = {
     "default on a Nordic": ("nrf52840", {"method": "patchcore-lite", "bank_bytes": 40_000}, None),
     "default on a Pico": ("rp2040", {"method": "padim"}, None),
     "default with Helium": ("cortex-m55", {"method": "padim-lite"}, None),
+    "a student": ("stm32h743", {"backbone": "mcunet-in1", "method": "paste", "image_size": 96, "epochs": 1}, None),
+    "a descriptor": ("stm32f746", {"backbone": "mcunet-in1", "method": "cfa", "image_size": 96, "epochs": 1}, None),
+    "a discriminator": ("nrf52840", {"backbone": "mcunet-in1", "method": "simplenet", "image_size": 96, "epochs": 1}, None),
 }  # fmt: skip
 
 

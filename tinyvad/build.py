@@ -356,7 +356,7 @@ class Build:
         recipe = self.stream.recipe(number)
         held = fitting_trained.held_out(len(items), recipe.held_out, project.seed)
         training = fitting_trained.training_of(self.stream.detector, recipe, trained, held, len(items))
-        return self.with_adaptation(training, self.stream.replay_bytes())
+        return self.with_adaptation(training, self.stream.replay_nbytes())
 
     def with_adaptation(self, training: fitting_trained.Training, replay_bytes: int) -> fitting_trained.Training:
         """With what such a training takes on a device; half of a batch is replayed where anything is."""

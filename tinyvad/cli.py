@@ -635,7 +635,8 @@ def analyse(
     from tinyvad.analysis.command import summary
 
     names = layers.split(",") if layers else None
-    value, skipped = look(build_folder, data, layers=names, on_error=on_error or "stop", tell=_progress(as_json), **settings)
+    stop = on_error or "stop"
+    value, skipped = look(build_folder, data, layers=names, on_error=stop, tell=_progress(as_json), **settings)
     for path, reason in skipped:
         click.echo(f"skipped {path}: {reason}", err=True)
     if len(value["products"]) > 1 and "left_out" in value["tsne"]:

@@ -163,10 +163,6 @@ class TrainedMethod:
         images = sum(len(items) for items in self._seen) * self._image_bytes()
         return images + (self._buffer.nbytes() if self._buffer is not None else 0)
 
-    def replay_bytes(self) -> int:
-        """Bytes of the items that are replayed; 0 without any."""
-        return 0 if self._buffer is None else self._buffer.nbytes()
-
     def state(self) -> dict[str, np.ndarray]:
         """All that is learnt, without the frozen network."""
         state = {"tasks": _text(self.task_names)}
