@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 # what `make bench` measures on: a folder of categories and a float network with ImageNet weights
 DATA   ?= ../shared/data
 BACKBONE ?= ../shared/weights/mcunet_in3_imagenet_f32.onnx
+# and, for the trained students, a MobileNetV2 and the figures to compare with
+MOBILENET ?= ../shared/weights/mobilenet_v2_1.0_imagenet_dequant.onnx
+PUBLISHED ?= ../shared/reference/paste_mvtec_per_category.csv
 STAMP  := $(VENV)/.installed
 DEV    := $(VENV)/.developer
 
@@ -46,6 +49,12 @@ bench: $(DEV)
 	$(BIN)/python benchmarks/learning.py --out benchmarks/results/learning.md
 	$(BIN)/tinyvad bench continual benchmarks/grids/six_products.toml
 	$(BIN)/tinyvad bench continual benchmarks/grids/drift.toml
+	$(BIN)/tinyvad bench continual benchmarks/grids/paste_replay.toml
+	$(BIN)/python benchmarks/training_speed.py --out benchmarks/results/training_speed.md
+	$(BIN)/python benchmarks/students_table.py --data $(DATA) --mcunet $(BACKBONE) --mobilenet $(MOBILENET) --published $(PUBLISHED) \
+	  --out benchmarks/results
+	$(BIN)/python benchmarks/replay_forms.py --weights $(BACKBONE) --data $(DATA) --out benchmarks/results
+	$(BIN)/python benchmarks/feature_selective.py --data $(DATA) --products bottle,toothbrush --out benchmarks/results/feature_selective.md
 	$(BIN)/python benchmarks/backbone_table.py --data $(DATA) --teacher $(BACKBONE) --out benchmarks/results
 
 firmware-tools:

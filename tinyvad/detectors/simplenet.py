@@ -31,9 +31,9 @@ from tinyvad.training.network import EPSILON, Arrays, Network
 from tinyvad.training.recipe import Recipe
 from tinyvad.training.trainable import Items
 
-# The paper's noise, 0.015, and the benchmark's, 0.05, are absolute. In spreads of MCUNet's features 0.05 teaches nothing: the
-# loss stays at two margins. Made-up defects on good images (tinyvad.synthetic; bottle | casting, 160 pixels, 40 epochs) are found with an image
-# AUROC of 0.64 | 0.48 at 0.05, 0.79 | 0.55 at 0.2, 0.84 | 0.69 at 0.5 and 0.86 | 0.66 at 1.
+# The paper's noise, 0.015, and the benchmark's, 0.05, are absolute. In spreads of MCUNet's features 0.05 teaches nothing:
+# the loss stays at two margins. Made-up defects on good images (tinyvad.synthetic; bottle | casting, 160 pixels, 40 epochs)
+# are found with an image AUROC of 0.64 | 0.48 at 0.05, 0.79 | 0.55 at 0.2, 0.84 | 0.69 at 0.5 and 0.86 | 0.66 at 1.
 SIGMA, MARGIN = 0.5, 0.8
 SLOPE = 0.2  # of the leaky ReLU
 HIDDEN_SHARE = 1.5  # h = int(d / 1.5)

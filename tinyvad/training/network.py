@@ -1,8 +1,8 @@
 """A Graph that can be trained: its parameters, and the running statistics of its batch norms, beside it.
 
 In such a graph a ``batch_norm`` node normalises first: y = scale * (x - mean) / sqrt(variance + ``EPSILON``) + offset,
-over the batch, height and width while training, by the running statistics otherwise. ``tinyvad.training.student`` folds them
-into the plain scale and offset that the rest of tinyvad knows.
+over the batch, height and width while training, by the running statistics otherwise. ``tinyvad.training.student`` folds
+them into the plain scale and offset that the rest of tinyvad knows.
 """
 
 from __future__ import annotations
