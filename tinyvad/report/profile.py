@@ -1,7 +1,7 @@
 """What a build costs, as text: ``{title, warnings, profiles}`` in, a table, Markdown or JSON out.
 
 A profile is ``{runtime, budget, memory, latency}`` of one target and runtime: ``budget`` is ``Budget.to_dict()``,
-``memory`` the arena's figures, ``latency`` an estimate or None; of a trained network also ``training``, what a step of it would
+``memory`` the arena's figures, ``latency`` an estimate or None; of a trained network ``training``, what a step would
 take (``tinyvad.firmware_sim.training_step``). The writers also take a report with the keys of one
 profile, as report.json has them. The six columns are those of ST's model zoo: Activation RAM (with input and output),
 Runtime RAM (everything else in RAM), Weights Flash (what is read in place), Code Flash (everything else in flash), and the
