@@ -173,5 +173,6 @@ def test_what_does_not_go_together_is_one_line(part: Path, other: Path, of_sever
     build(Project(data=part, out=single, method="paste", **SETTINGS))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="made for one product"):
         learn(single, "x", [])
-    with pytest.raises(CheckFailed, match=r"use --image-size|smaller|--target"):
-        build(Project(data=part, out=tmp_path / "no", method="stfpm", target="nrf52840", **{**SETTINGS, "image_size": 192}))
+    for method in TRAINED:
+        with pytest.raises(CheckFailed, match=rf"bank of {method} .* KiB > 1 KiB: use --bank-bytes \d+K or more"):
+            build(Project(data=part, out=tmp_path / "no", method=method, bank_bytes=1024, **SETTINGS))  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ from tinyvad.detectors.task_gaussians import Space, TaskStatistics, collect_task
 from tinyvad.embedding import POOL, Embedding, make_taps
 from tinyvad.errors import CheckFailed, InputError
 from tinyvad.graph.ir import Tensor
-from tinyvad.project import TRAINED
+from tinyvad.project import PAIRED, TRAINED
 
 DIMENSIONS = (64, 56, 48, 40)
 SMALL_DIMENSIONS = (32, 24, 16, 8)
@@ -171,21 +171,27 @@ def plan_method(
 
 
 def _plan_trained(method: str, tensors: Sequence[Tensor], room: int, overhead: int, tasks: int) -> MethodPlan:
-    """Of a network that is trained: its map is the grid, and the bank holds next to nothing but CFA's centres."""
-    depth = tensors[0].shape[3]
-    if method in ("stfpm", "paste"):  # the student's maps come first
+    """Of a network that is trained: its map is the grid, and the bank holds next to nothing but CFA's centres.
+
+    Raises:
+        CheckFailed: not even that fits.
+    """
+    depth, grid = tensors[0].shape[3], (tensors[0].shape[1], tensors[0].shape[2])
+    settings: dict[str, Any] = {}
+    nbytes = least = depth if method == "simplenet" else 0
+    if method in PAIRED:  # the student's maps come first
         grid = max((tensor.shape[1], tensor.shape[2]) for tensor in tensors[: len(tensors) // 2])
-        return MethodPlan(method, grid, {}, overhead, tasks)
-    grid = (tensors[0].shape[1], tensors[0].shape[2])
-    if method == "simplenet":
-        return MethodPlan(method, grid, {}, overhead + depth, tasks)
-    shared = 2 * depth * sum(grid) + CFA_TABLE
-    centres = min(grid[0] * grid[1], (room - shared) // depth)
-    if centres < CFA_FEWEST:
-        needs = -(-(overhead + shared + CFA_FEWEST * depth) // 1024)
-        has = (room + overhead) // 1024
-        raise CheckFailed(f"bank of cfa {needs} KiB > {has} KiB: use another --method or a larger --target")
-    return MethodPlan(method, grid, {"centres": centres}, overhead + shared + centres * depth, tasks)
+    elif method == "cfa":
+        shared = 2 * depth * sum(grid) + CFA_TABLE
+        centres = min(grid[0] * grid[1], max(room - shared, 0) // depth)
+        settings, nbytes, least = {"centres": centres}, shared + centres * depth, shared + CFA_FEWEST * depth
+    if least > room:
+        needs, has = -(-(overhead + least) // 1024), max(room + overhead, 0) // 1024
+        raise CheckFailed(
+            f"bank of {method} {needs} KiB > {has} KiB: use --bank-bytes {needs}K or more, another --method or "
+            "a larger --target"
+        )
+    return MethodPlan(method, grid, settings, overhead + nbytes, tasks)
 
 
 def _shapes(
