@@ -173,7 +173,7 @@ def _figures(loaded: Loaded, target: Target, runtime: str, frame: str | None) ->
         memory = runtimes.plan_facts(schedule)
         time = latency.estimate_runtime(_work(loaded, frame), target)
     profiled = {"runtime": runtime, "budget": needs.on(target).to_dict(), "memory": memory, "latency": time}
-    training = loaded.manifest["training"].get("adaptation")
+    training = loaded.manifest.get("training", {}).get("adaptation")
     return profiled if training is None else {**profiled, "training": on_target(training, target)}
 
 
