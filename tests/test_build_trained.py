@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -176,3 +177,31 @@ def test_what_does_not_go_together_is_one_line(part: Path, other: Path, of_sever
     for method in TRAINED:
         with pytest.raises(CheckFailed, match=rf"bank of {method} .* KiB > 1 KiB: use --bank-bytes \d+K or more"):
             build(Project(data=part, out=tmp_path / "no", method=method, bank_bytes=1024, **SETTINGS))  # type: ignore[arg-type]
+
+
+def test_nothing_of_a_user_is_lost_and_no_other_training_goes_on(part: Path, other: Path, tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    board = tmp_path / "board.toml"
+    board.write_text((Path(tinyvad.__file__).parents[1] / "firmware_sim" / "targets" / "stm32h743.toml").read_text())
+    project = Project(data=part, out=out, method="paste", tasks=2, target=str(board), **SETTINGS)  # type: ignore[arg-type]
+    build(project)
+    (out / "notes.txt").write_text("mine")
+    images = sorted((other / "train" / "good").iterdir())
+    with pytest.raises(InputError, match=r"notes\.txt"):
+        learn(out, "two", images)
+    (out / "notes.txt").unlink()
+    board.unlink()  # the build remembers its target
+    learn(out, "two", images)
+    assert load(out).task_names == ["part", "two"]
+    with pytest.raises(InputError, match="has learnt since it was built"):
+        build(replace(project, target="stm32h743"))
+    state = dict(np.load(out / STATE))
+    del state["stream/tasks"]
+    np.savez(out / STATE, **state)
+    with pytest.raises(InputError, match=r"training\.npz"):
+        learn(out, "two", [*images, *(part / "train" / "good").iterdir()])
+    names = {
+        fitting_trained.checkpoint_name(out, project, open_backbone("mcunet-in1"), size, product)
+        for size, product in ((64, "part"), (96, "part"), (64, "lid"))
+    }
+    assert len(names) == 3

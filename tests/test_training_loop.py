@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -156,6 +157,9 @@ def test_noise_and_replay_come_from_the_same_generator():
     class Old:
         def __init__(self, items):
             self.items = items
+
+        old: ClassVar[list] = []
+        composition, ratio = "concat", 0.5
 
         def compose(self, indices, rng):
             return [(self.items, indices), (items_of(50.0, 60.0), rng.integers(2, size=len(indices)))]

@@ -35,10 +35,10 @@ from tinyvad.bank import Header, read_bank
 from tinyvad.build_report import BuildFacts, make_cases, make_report
 from tinyvad.calibration import CALIBRATION_IMAGES, quantize_on
 from tinyvad.choosing import Choice, Chooser
-from tinyvad.continual.learn import KEYS, image_key, pack_state, state_name
+from tinyvad.continual.learn import KEYS, image_key, pack_state, read_state, state_name
 from tinyvad.continual.next_bank import HELD
 from tinyvad.continual.trained import TrainedMethod
-from tinyvad.continual.trained_build import STATE, Known, PicturedItems, merged, open_stream, state_arrays
+from tinyvad.continual.trained_build import STATE, Known, PicturedItems, merged, open_stream, read_products, state_arrays
 from tinyvad.detectors import METHODS, Scorer, real_scores
 from tinyvad.detectors.bank_tasks import BankTask, Learning, bank_of_tasks
 from tinyvad.detectors.device_learning import workspace_bytes
@@ -196,6 +196,16 @@ def _check_out(out: Path, data: Path) -> None:
         raise InputError(f"{out} lies in {data}, whose pictures the next build would read; choose an --out beside it")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, not a folder; choose another --out")
+    check_only_ours(out)
+    generation = max((slot.bank.header.generation for slot in look(out, "int8") if slot.bank is not None), default=0)
+    learnt = out / STATE
+    if generation or (learnt.is_file() and len(read_products(read_state(learnt), learnt)[2]) > 1):
+        which = f" (generation {generation})" if generation else ""
+        raise InputError(f"{out} has learnt since it was built{which}; remove it, or use another --out")
+
+
+def check_only_ours(out: Path) -> None:
+    """Raise InputError if a folder that is to be replaced holds something that a build does not write."""
     ours = {MANIFEST, *BACKBONES.values(), *REPORTS, *(name for pair in SLOTS.values() for name in pair)}
     for path in sorted(out.rglob("*")) if out.is_dir() else []:
         name = path.relative_to(out)
@@ -206,9 +216,6 @@ def _check_out(out: Path, data: Path) -> None:
         if name.parts[0] == FIRMWARE and (path.is_dir() or path.suffix in FIRMWARE_SUFFIXES or path.name == "Makefile"):
             continue
         raise InputError(f"{out} holds {name}, which is no part of a build; choose an empty or new --out")
-    generation = max((slot.bank.header.generation for slot in look(out, "int8") if slot.bank is not None), default=0)
-    if generation:
-        raise InputError(f"{out} has learnt since it was built (generation {generation}); remove it, or use another --out")
 
 
 class Build:
@@ -247,6 +254,11 @@ class Build:
         self.tensors = [self.engine.graph.tensors[name] for name in self.engine.graph.outputs]
         self.engines: dict[str, Engine] = {"int8": self.engine, "onnx": OnnxEngine(files["onnx"], threads())}
         stores, samples = self.features()
+        if self.training is not None and stores["int8"].count != self.training.count:
+            raise InputError(
+                f"{self.dataset.root}: {self.training.count} images were trained on, {stores['int8'].count} can be read "
+                "now; run the command again"
+            )
         self.n_good = stores["int8"].count
         self.limit = self.bank_limit()
         self.plan = fitting.plan_method(
@@ -258,11 +270,16 @@ class Build:
             for name, data in files.items():
                 write_bytes(folder / BACKBONES[name], data)
             if self.stream is not None:
-                write_bytes(folder / STATE, pack_state(state_arrays(self.network_graph, self.stream, self.products())))
+                arrays = state_arrays(self.network_graph, self.stream, self.products())
+                if self.project.target is not None and self.project.target.lower().endswith(".toml"):
+                    arrays["target"] = np.frombuffer(Path(self.project.target).read_bytes(), np.uint8)
+                write_bytes(folder / STATE, pack_state(arrays))
             (folder / SAMPLES).mkdir()
             for index, image in enumerate(samples):
                 write_bytes(folder / SAMPLES / f"{index:02d}.png", _png(image))
             report = self.finish(folder, files, fitted)
+        for left in out.parent.glob(f".{out.name}.training-*.npz"):  # of this training, and of any that was given up
+            left.unlink(missing_ok=True)
         return Built(out, report)
 
     def schedule(self, memory: ScorerMemory, learning: int = 0) -> Schedule | None:
@@ -341,7 +358,7 @@ class Build:
     def train(self, graph: Graph, out: Path) -> fitting_trained.Training:
         """The method's own network, trained on the good images; one that was stopped goes on where it was."""
         project, size = self.project, self.preprocessing.height
-        checkpoint = fitting_trained.checkpoint_name(out, project, self.backbone, size)
+        checkpoint = fitting_trained.checkpoint_name(out, project, self.backbone, size, self.dataset.name)
         if project.tasks == 1:
             training = fitting_trained.train_on(
                 graph, self.dataset.train_good, self.preprocessing, project, checkpoint, self.tell

@@ -79,11 +79,11 @@ def _swap(new: Path, target: Path) -> None:
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
     try:
         os.replace(target, old)
-        try:
-            os.replace(new, target)
-        except BaseException:
+        os.replace(new, target)
+    except BaseException:
+        if not target.exists():
             os.replace(old, target)
-            raise
+        raise
     finally:
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)

@@ -141,7 +141,7 @@ def train_on(
     """Train the project's method on good images; a training that was stopped goes on from its ``checkpoint``.
 
     Args:
-        graph: float network, cut after its taps. checkpoint: removed at the end.
+        graph: float network, cut after its taps. checkpoint: it stays, for the caller to remove.
 
     Raises:
         InputError: unreadable images, autograd is not installed. CheckFailed: the training diverged.
@@ -167,7 +167,6 @@ def train_on(
     trained = train(
         detector, ChosenItems(items, kept), ChosenItems(items, held), detector.recipe, checkpoint=checkpoint, tell=tell
     )
-    checkpoint.unlink(missing_ok=True)
     return training_of(detector, detector.recipe, trained, held, len(items))
 
 
@@ -192,10 +191,11 @@ def rule_of(training: Training, quantile: float) -> str:
     return f"{quantile:g} quantile of {what}"
 
 
-def checkpoint_name(out: Path, project: Project, backbone: Backbone, size: int) -> Path:
+def checkpoint_name(out: Path, project: Project, backbone: Backbone, size: int, product: str) -> Path:
     """Where the training of a build keeps its place: beside the build, another name for every choice of settings."""
-    facts = [str(project.data), project.method, project.shared, project.epochs, project.grid, project.seed, project.layers]
-    key = hashlib.sha256(json.dumps([*map(str, facts), backbone.source, size]).encode()).hexdigest()[:12]
+    facts = {name: str(value) for name, value in asdict(project).items() if name != "out"}
+    words = [product, backbone.source, str(backbone.sha256), str(backbone.mean), str(backbone.std), str(size)]
+    key = hashlib.sha256(json.dumps([facts, words]).encode()).hexdigest()[:12]
     return out.parent / f".{out.name}.training-{key}.npz"
 
 

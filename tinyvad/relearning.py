@@ -20,11 +20,12 @@ from typing import Any
 
 from tinyvad import slots
 from tinyvad.backbones.source import Backbone
-from tinyvad.build import Build
+from tinyvad.build import Build, check_only_ours
 from tinyvad.choosing import Choice
 from tinyvad.continual.learn import Learnt, check_name, image_key, read_state
 from tinyvad.continual.trained_build import STATE, Known, open_stream, read_products
 from tinyvad.errors import CheckFailed, InputError
+from tinyvad.files import write_bytes
 from tinyvad.firmware_sim.targets import load_target
 from tinyvad.images import Dataset, Preprocessing, load_images
 from tinyvad.model import BANKS, load, read_manifest
@@ -51,6 +52,7 @@ def learn(folder: Path, task: str, paths: Sequence[Path], on_error: str = "stop"
     if most == 1:
         raise InputError(f"{folder} was made for one product; build it with --tasks 2 or more to learn others")
     with slots.locked(folder):
+        check_only_ours(folder)
         arrays = read_state(folder / STATE)
         graph, state, known = read_products(arrays, folder / STATE)
         names = [product.name for product in known]
@@ -66,8 +68,15 @@ def learn(folder: Path, task: str, paths: Sequence[Path], on_error: str = "stop"
         if not new:
             return _told(folder, known, task, known_images=len(paths) - len(skipped), skipped=told)
         project = _project(folder, manifest, on_error)
+        if "target" in arrays:  # a file of the user's own, which may be gone
+            own = folder / slots.STATES / "target.toml"
+            write_bytes(own, arrays["target"].tobytes())
+            project = replace(project, target=str(own))
         stream = open_stream(graph, preprocessing, project, len(new))
-        stream.restore(state)
+        try:
+            stream.restore(state)
+        except (KeyError, ValueError, IndexError, TypeError, AttributeError, StopIteration) as error:
+            raise InputError(f"{folder / STATE}: not this build's training ({error!r}); make the build again") from error
         backbone = manifest["backbone"]
         mean, std = preprocessing.mean, preprocessing.std
         same = Backbone(

@@ -136,7 +136,7 @@ class ReplayBuffer:
         for kept, share in zip(self._kept, shares, strict=False):
             if len(kept[0]) > share:
                 stay = np.sort(rng.choice(len(kept[0]), share, replace=False))
-                kept[:] = [encoded.take(stay) for encoded in kept]
+                kept[:] = [encoded.take(stay) if share else Encoded(encoded.take(stay).rows, {}) for encoded in kept]
 
 
 class Replay:
@@ -182,9 +182,16 @@ class Replay:
             counts = np.full(len(self.old), number // len(self.old))
             counts[rng.permutation(len(self.old))[: number % len(self.old)]] += 1
             pairs = [(len(items), int(count)) for items, count in zip(self.old, counts, strict=True)]
-            drawn = [rng.choice(size, count, replace=count > size) for size, count in pairs]  # repeats where it must
+            drawn = [_draw(size, count, rng) for size, count in pairs]
         parts: list[tuple[Items, np.ndarray]] = [(self.current, indices), *zip(self.old, drawn, strict=True)]
         return [(items, chosen) for items, chosen in parts if len(chosen)]
+
+
+def _draw(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` of ``size`` items; where there are too few, all of them again and again before one comes oftener."""
+    if count <= size:
+        return rng.choice(size, count, replace=False)
+    return np.concatenate([rng.permutation(size) for _ in range(-(-count // size))])[:count]
 
 
 def _checked(max_size: int) -> int:

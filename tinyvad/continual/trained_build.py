@@ -144,6 +144,9 @@ def read_products(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[Graph, 
         known = [
             Known(one["name"], one["images"], arrays[f"samples/{i}"], arrays[f"keys/{i}"]) for i, one in enumerate(facts)
         ]
+        right = known and all(one.samples.ndim == 4 and len(one.samples) and one.samples.dtype == np.uint8 for one in known)
+        if not right or any(one.keys.dtype != np.uint64 for one in known):
+            raise ValueError("no products, or samples or keys of another kind")
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path}: not what a build keeps of its training ({error!r}); make the build again") from error
     return archive.from_arrays(_below("network/", arrays)), _below("stream/", arrays), known

@@ -40,7 +40,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Graph:
         tensors = {name: Tensor(name, tuple(shape), dtype) for name, shape, dtype in facts["tensors"]}
         constants = {name: arrays[f"constants/{i}"] for i, name in enumerate(facts["constants"])}
         graph = Graph(facts["name"], facts["inputs"], facts["outputs"], nodes, tensors, constants)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"these arrays hold no graph ({error!r}); make the build again") from error
     graph.check()
     return graph

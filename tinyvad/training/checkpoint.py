@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -50,5 +51,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], Arrays] | None:
         return json.loads(arrays.pop(FACTS).tobytes().decode()), arrays
     except OSError as error:
         raise InputError(f"cannot read checkpoint {path}: {error.strerror or error}; delete it to start again") from error
-    except (KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        KeyError, ValueError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error
+    ) as error:  # fmt: skip
         raise InputError(f"checkpoint {path} is damaged or no checkpoint of ours; delete it to start again") from error

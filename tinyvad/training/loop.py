@@ -36,7 +36,15 @@ Tell = Callable[[str, int, int], None]
 
 
 class Replay(Protocol):
-    """Old items among the new ones."""
+    """Old items among the new ones.
+
+    Attributes:
+        old: the items that are replayed. composition, ratio: how they are mixed in.
+    """
+
+    old: list[Items]
+    composition: str
+    ratio: float
 
     def compose(self, indices: np.ndarray, rng: np.random.Generator) -> list[tuple[Items, np.ndarray]]:
         """The batch of a step: items and which of them, from ``indices`` of the present task's."""
@@ -316,14 +324,19 @@ def _identity(
     detector: TrainedDetector, items: Items, held_out: Items | None, recipe: Recipe, strategy: Strategy | None,
     replay: Replay | None,
 ) -> str:  # fmt: skip
-    """A hash of all that a training starts from (of the items: how many, and the first and last)."""
+    """A hash of all that a training starts from."""
     digest = hashlib.sha256()
     mixed = [type(part).__name__ for part in (strategy, replay)]
     facts = [detector.method, asdict(recipe), mixed, len(items), len(held_out or ())]
+    facts += [replay.composition, replay.ratio] if replay is not None else []
     digest.update(json.dumps(facts).encode())
-    ends = items.take(np.array([0, len(items) - 1]))
+    sources = [items, *([held_out] if held_out is not None else []), *(replay.old if replay is not None else [])]
+    for source in sources:
+        for start in range(0, len(source), recipe.batch):
+            for array in source.take(np.arange(start, min(start + recipe.batch, len(source)))):
+                digest.update(np.ascontiguousarray(array).tobytes())
     started = strategy.arrays() if strategy is not None else {}
-    for name, array in (*sorted(detector.arrays().items()), *sorted(started.items()), *enumerate(ends)):
+    for name, array in (*sorted(detector.arrays().items()), *sorted(started.items())):
         digest.update(f"{name}{array.shape}{array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
